@@ -1,0 +1,71 @@
+// What main and engine worker say to each other: requests in, events out. Plain data, structured-cloned.
+
+import type { ErrorCode, FinishReason, Timings, Usage } from "../protocol.ts";
+
+/** How tokens are chosen; text-level things (stop strings) are the main thread's business. */
+export interface EngineSampling {
+  readonly temperature: number;
+  readonly topK: number;
+  readonly topP: number;
+  readonly minP: number;
+  readonly seed: number;
+  readonly frequencyPenalty: number;
+  readonly presencePenalty: number;
+  readonly repetitionPenalty: number;
+  readonly logitBias: readonly (readonly [number, number])[];
+  readonly logprobs: number | null;
+  readonly ignoreEos: boolean;
+}
+
+export interface EngineRequest {
+  /** Unique in this process. */
+  readonly id: number;
+  readonly tokens: Int32Array;
+  readonly salt: Uint8Array;
+  readonly sampling: EngineSampling;
+  /** Choices wanted; choice i samples with seed + i. */
+  readonly choiceCount: number;
+  /** Most tokens per choice; already clamped to what the context holds. */
+  readonly maxTokens: number;
+  /** performance.timeOrigin-based ms at which the request entered the sidecar, and at which it expires. */
+  readonly receivedAtMs: number;
+  readonly deadlineAtMs: number;
+}
+
+/** One chosen token. */
+export interface TokenEvent {
+  readonly type: "token";
+  readonly request: number;
+  readonly choice: number;
+  readonly token: number;
+  readonly logprob: number;
+  readonly top: readonly { id: number; logprob: number }[];
+}
+
+/** The last event of a choice; `tokens` are its prompt and completion, an end token included. */
+export interface FinishEvent {
+  readonly type: "finish";
+  readonly request: number;
+  readonly choice: number;
+  readonly reason: FinishReason;
+  readonly usage: Usage;
+  readonly timings: Timings;
+  readonly missReasons: Readonly<Record<string, number>>;
+  readonly tokens: Int32Array;
+}
+
+/** The request ends without an answer; no further event of it follows. */
+export interface FailEvent {
+  readonly type: "fail";
+  readonly request: number;
+  readonly code: ErrorCode;
+  readonly message: string;
+  readonly retryAfterS: number | null;
+}
+
+export type EngineEvent = TokenEvent | FinishEvent | FailEvent;
+
+/** Milliseconds on a clock that all threads of the process share and that never steps back. */
+export function nowMs(): number {
+  return performance.timeOrigin + performance.now();
+}
