@@ -1,0 +1,107 @@
+// The main thread's end of the engine worker: typed messages out, events in, and a native wake-up, because a worker
+// that waits for the device inside a native call does not see messages.
+
+import { NativeLibrary, postTo } from "../native.ts";
+import type { FinishReason } from "../protocol.ts";
+import type { EngineEvent, EngineRequest } from "./request.ts";
+import type { EngineReady, EngineWorkerOptions, FromEngine, ToEngine } from "./worker-messages.ts";
+
+export interface EngineListeners {
+  /** What one engine step brought about. */
+  onEvents(events: readonly EngineEvent[]): void;
+  onProgress(message: string): void;
+  /** The engine is gone and will not answer; the process should end. */
+  onFailure(message: string): void;
+}
+
+export class EngineClient {
+  readonly #worker: Worker;
+  readonly #library: NativeLibrary;
+  readonly #listeners: EngineListeners;
+  readonly #statsRequests = new Map<number, (stats: Readonly<Record<string, number>>) => void>();
+  #nextNonce = 1;
+  #deviceHandle = 0;
+  readonly ready: Promise<EngineReady>;
+  readonly #stopped: Promise<void>;
+  #resolveReady!: (ready: EngineReady) => void;
+  #rejectReady!: (error: Error) => void;
+  #resolveStopped!: () => void;
+
+  constructor(options: EngineWorkerOptions, listeners: EngineListeners) {
+    this.#listeners = listeners;
+    this.#library = new NativeLibrary(options.libraryPath);
+    this.ready = new Promise((resolve, reject) => {
+      this.#resolveReady = resolve;
+      this.#rejectReady = reject;
+    });
+    this.#stopped = new Promise((resolve) => {
+      this.#resolveStopped = resolve;
+    });
+    this.#worker = new Worker(new URL("./engine-worker.ts", import.meta.url).href);
+    this.#worker.onmessage = (message: MessageEvent<FromEngine>) => this.#receive(message.data);
+    this.#worker.onerror = (error) => this.#fail(error.message);
+    this.#worker.postMessage(options);
+  }
+
+  submit(request: EngineRequest): void {
+    this.#send({ type: "submit", request });
+  }
+
+  /** choice null: all of them. Ends with a finish event of that reason, unless it had ended already. */
+  abort(request: number, choice: number | null, reason: FinishReason): void {
+    this.#send({ type: "abort", request, choice, reason });
+  }
+
+  stats(): Promise<Readonly<Record<string, number>>> {
+    const nonce = this.#nextNonce++;
+    return new Promise((resolve) => {
+      this.#statsRequests.set(nonce, resolve);
+      this.#send({ type: "stats", nonce });
+    });
+  }
+
+  /** Closes the device and ends the worker. */
+  async stop(): Promise<void> {
+    this.#send({ type: "stop" });
+    await this.#stopped;
+    this.#worker.terminate();
+  }
+
+  #send(message: ToEngine): void {
+    this.#worker.postMessage(message);
+    if (this.#deviceHandle !== 0) postTo(this.#library, this.#deviceHandle);
+  }
+
+  #receive(message: FromEngine): void {
+    switch (message.type) {
+      case "events":
+        this.#listeners.onEvents(message.events);
+        break;
+      case "ready":
+        this.#deviceHandle = message.deviceHandle;
+        this.#resolveReady(message);
+        break;
+      case "progress":
+        this.#listeners.onProgress(message.message);
+        break;
+      case "stats":
+        this.#statsRequests.get(message.nonce)?.(message.stats);
+        this.#statsRequests.delete(message.nonce);
+        break;
+      case "failed":
+        this.#fail(message.message);
+        break;
+      case "stopped":
+        this.#deviceHandle = 0;
+        this.#resolveStopped();
+        break;
+    }
+  }
+
+  #fail(message: string): void {
+    this.#deviceHandle = 0;
+    this.#rejectReady(new Error(message));
+    this.#resolveStopped();
+    this.#listeners.onFailure(message);
+  }
+}

@@ -1,0 +1,55 @@
+// How many KV blocks the compute device gets: what was asked for, or what memory allows, and never fewer than one
+// sequence of the longest length needs.
+
+/** The memory does not hold even one sequence; the message has the numbers and the ways out. */
+export class PoolSizeError extends Error {
+  override name = "PoolSizeError";
+}
+
+export interface PoolSizeInput {
+  /** --gpu-blocks. */
+  readonly wantedBlocks: number | null;
+  /** --gpu-memory, in bytes. */
+  readonly wantedBytes: number | null;
+  /** --gpu-memory-utilization. */
+  readonly utilization: number;
+  readonly isGpu: boolean;
+  /** Once weights and workspace are in place. */
+  readonly freeBytes: number;
+  readonly totalBytes: number;
+  readonly blockBytes: number;
+  readonly blockTokens: number;
+  readonly maxModelLen: number;
+}
+
+/** On a CPU the KV shares the machine with everything else, so the default stays modest. */
+const CPU_SHARE = 0.25;
+const CPU_BYTES_MAX = 4 * 2 ** 30;
+
+/** Throws PoolSizeError. */
+export function poolBlocks(input: PoolSizeInput): number {
+  const needed = Math.ceil((input.maxModelLen + 1) / input.blockTokens) + 1;
+  const blocks = input.wantedBlocks ?? Math.floor(budgetBytes(input) / input.blockBytes);
+  const bytes = Math.max(blocks, needed) * input.blockBytes;
+  if (blocks < needed) {
+    throw new PoolSizeError(
+      `${blocks} KV blocks of ${input.blockTokens} tokens do not hold one sequence of --max-model-len ${input.maxModelLen} (${needed} blocks, ${mebibytes(bytes)}): give more --gpu-memory or a smaller --max-model-len`,
+    );
+  }
+  if (bytes > input.freeBytes) {
+    throw new PoolSizeError(
+      `${blocks} KV blocks need ${mebibytes(bytes)}, but only ${mebibytes(input.freeBytes)} of memory are free: lower --gpu-blocks or --gpu-memory`,
+    );
+  }
+  return blocks;
+}
+
+function budgetBytes({ wantedBytes, utilization, isGpu, freeBytes, totalBytes }: PoolSizeInput): number {
+  if (wantedBytes !== null) return wantedBytes;
+  if (isGpu) return Math.max(0, freeBytes - totalBytes * (1 - utilization));
+  return Math.min(freeBytes * CPU_SHARE, CPU_BYTES_MAX);
+}
+
+function mebibytes(bytes: number): string {
+  return `${Math.round(bytes / 2 ** 20)} MiB`;
+}

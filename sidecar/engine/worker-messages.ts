@@ -1,0 +1,59 @@
+// What the main thread and the engine worker post to each other.
+
+import type { FinishReason } from "../protocol.ts";
+import type { EngineEvent, EngineRequest } from "./request.ts";
+
+/** Everything the worker needs to load the model and size its pools; plain data. */
+export interface EngineWorkerOptions {
+  readonly libraryPath: string;
+  readonly modelDirectory: string;
+  readonly randomWeights: boolean;
+  readonly maxModelLen: number | null;
+  readonly maxNumSeqs: number;
+  readonly maxBatchTokens: number;
+  readonly maxWaiting: number;
+  readonly blockTokens: number;
+  /** Null: sized from the memory that is free. */
+  readonly gpuBlocks: number | null;
+  readonly gpuMemoryBytes: number | null;
+  /** Share of the device's memory that weights, workspace and KV may fill together. */
+  readonly gpuMemoryUtilization: number;
+  readonly kvDtype: "auto" | "f32" | "f16" | "bf16";
+  readonly computeDtype: "auto" | "f32" | "f16" | "bf16";
+  readonly threads: number;
+  readonly gpuIndex: number;
+}
+
+export type ToEngine =
+  | { readonly type: "submit"; readonly request: EngineRequest }
+  | {
+      readonly type: "abort";
+      readonly request: number;
+      readonly choice: number | null;
+      readonly reason: FinishReason;
+    }
+  | { readonly type: "stats"; readonly nonce: number }
+  | { readonly type: "stop" };
+
+/** What the worker found out while loading. */
+export interface EngineReady {
+  readonly type: "ready";
+  /** Device.handle, for postTo(). */
+  readonly deviceHandle: number;
+  readonly device: Readonly<Record<string, string | number>>;
+  readonly fingerprint: string;
+  readonly maxModelLen: number;
+  readonly vocabSize: number;
+  readonly kvDtype: string;
+  readonly gpuBlocks: number;
+  readonly blockBytes: number;
+  readonly loadMs: number;
+}
+
+export type FromEngine =
+  | EngineReady
+  | { readonly type: "progress"; readonly message: string }
+  | { readonly type: "failed"; readonly message: string }
+  | { readonly type: "events"; readonly events: readonly EngineEvent[] }
+  | { readonly type: "stats"; readonly nonce: number; readonly stats: Readonly<Record<string, number>> }
+  | { readonly type: "stopped" };

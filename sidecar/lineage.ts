@@ -1,0 +1,170 @@
+// Which token ids a conversation's text really has. What a model generated need not be what the tokenizer makes of the
+// same text, so the ids are kept, cut at special tokens: the text between two special tokens is a segment,
+// and a segment's ids are found again under a hash chained over the whole text before it. Matching text reuses
+// its ids, so the KV of the whole turn is found to the token; text that differs is encoded anew and costs only hits.
+
+import { Database } from "bun:sqlite";
+
+/** Encodes text that begins at a special token (or at the start of the prompt). */
+export type Encode = (text: string) => Promise<Int32Array>;
+
+export interface LineageOptions {
+  /** File of the store, or ":memory:". */
+  readonly path: string;
+  /** Content -> id of the tokens at which text is cut. */
+  readonly specialTokens: ReadonlyMap<string, number>;
+  /** Most segments kept; the least recently used go first. */
+  readonly maxSegments: number;
+}
+
+export interface ResolvedPrompt {
+  readonly tokens: Int32Array;
+  /** Tokens taken from lineage instead of being encoded. */
+  readonly knownTokens: number;
+}
+
+/** A special token, or the text between two of them. */
+interface Piece {
+  readonly text: string;
+  readonly specialId: number | null;
+  /** Offset of the piece in the text. */
+  readonly at: number;
+}
+
+export class Lineage {
+  readonly #database: Database;
+  readonly #find;
+  readonly #touch;
+  readonly #insert;
+  readonly #splitter: RegExp | null;
+  #segmentCount: number;
+  #clock: number;
+
+  constructor(readonly options: LineageOptions) {
+    this.#database = new Database(options.path, { create: true, strict: true });
+    this.#database.run("PRAGMA journal_mode = WAL");
+    this.#database.run("PRAGMA synchronous = OFF");
+    this.#database.run(
+      "CREATE TABLE IF NOT EXISTS segments (key BLOB PRIMARY KEY, ids BLOB NOT NULL, used_at INTEGER NOT NULL) WITHOUT ROWID",
+    );
+    this.#database.run("CREATE INDEX IF NOT EXISTS segments_by_use ON segments (used_at)");
+    this.#find = this.#database.query<{ ids: Uint8Array }, [Uint8Array]>(
+      "SELECT ids FROM segments WHERE key = ?",
+    );
+    this.#touch = this.#database.query("UPDATE segments SET used_at = ? WHERE key = ?");
+    this.#insert = this.#database.query(
+      "INSERT INTO segments (key, ids, used_at) VALUES (?, ?, ?) ON CONFLICT (key) DO UPDATE SET ids = excluded.ids, used_at = excluded.used_at",
+    );
+    const { count, clock } = this.#database
+      .query<{ count: number; clock: number | null }, []>(
+        "SELECT count(*) AS count, max(used_at) AS clock FROM segments",
+      )
+      .get()!;
+    this.#segmentCount = count;
+    this.#clock = clock ?? 0;
+    this.#splitter = splitterOf(options.specialTokens);
+  }
+
+  /** The ids of `text`: known ones as far as the text was seen before under this salt, the rest encoded. */
+  async resolve(salt: Uint8Array, text: string, encode: Encode): Promise<ResolvedPrompt> {
+    const known: number[] = [];
+    let key = firstKey(salt);
+    let lastSpecial: { at: number; knownLength: number } | null = null;
+    let encodeFrom: number | null = null;
+    for (const piece of this.#split(text)) {
+      key = nextKey(key, piece.text);
+      if (piece.specialId !== null) {
+        lastSpecial = { at: piece.at, knownLength: known.length };
+        known.push(piece.specialId);
+        continue;
+      }
+      const row = this.#find.get(key);
+      if (row === null) {
+        // From the special token on, so that the tokenizer sees that the piece is not the start of the text.
+        encodeFrom = lastSpecial?.at ?? piece.at;
+        known.length = lastSpecial?.knownLength ?? known.length;
+        break;
+      }
+      this.#touch.run(++this.#clock, key);
+      for (const id of idsOf(row.ids)) known.push(id);
+    }
+    if (encodeFrom === null) return { tokens: Int32Array.from(known), knownTokens: known.length };
+    const encoded = await encode(text.slice(encodeFrom));
+    const tokens = new Int32Array(known.length + encoded.length);
+    tokens.set(known);
+    tokens.set(encoded, known.length);
+    return { tokens, knownTokens: known.length };
+  }
+
+  /** Records that `tokens` are the ids of `text`. Nothing is kept from where the two do not line up. */
+  remember(salt: Uint8Array, text: string, tokens: Int32Array): void {
+    const specialIds = new Set(this.options.specialTokens.values());
+    let key = firstKey(salt);
+    let at = 0;
+    const insertAll = this.#database.transaction(() => {
+      for (const piece of this.#split(text)) {
+        key = nextKey(key, piece.text);
+        if (piece.specialId !== null) {
+          if (tokens[at] !== piece.specialId) return;
+          at++;
+          continue;
+        }
+        let end = at;
+        while (end < tokens.length && !specialIds.has(tokens[end]!)) end++;
+        if (end === at) return;
+        if (this.#find.get(key) === null) this.#segmentCount++;
+        this.#insert.run(key, bytesOf(tokens.subarray(at, end)), ++this.#clock);
+        at = end;
+      }
+    });
+    insertAll();
+    if (this.#segmentCount > this.options.maxSegments) this.#prune();
+  }
+
+  close(): void {
+    this.#database.close();
+  }
+
+  /** Drops the least recently used tenth. */
+  #prune(): void {
+    const excess = this.#segmentCount - Math.floor(this.options.maxSegments * 0.9);
+    this.#database
+      .query("DELETE FROM segments WHERE key IN (SELECT key FROM segments ORDER BY used_at LIMIT ?)")
+      .run(excess);
+    this.#segmentCount -= excess;
+  }
+
+  *#split(text: string): Generator<Piece> {
+    let at = 0;
+    for (const match of this.#splitter === null ? [] : text.matchAll(this.#splitter)) {
+      if (match.index > at) yield { text: text.slice(at, match.index), specialId: null, at };
+      const special = match[0];
+      yield { text: special, specialId: this.options.specialTokens.get(special)!, at: match.index };
+      at = match.index + special.length;
+    }
+    if (at < text.length) yield { text: text.slice(at), specialId: null, at };
+  }
+}
+
+function splitterOf(specialTokens: ReadonlyMap<string, number>): RegExp | null {
+  if (specialTokens.size === 0) return null;
+  const longestFirst = [...specialTokens.keys()].sort((a, b) => b.length - a.length);
+  return new RegExp(longestFirst.map((token) => RegExp.escape(token)).join("|"), "g");
+}
+
+function firstKey(salt: Uint8Array): Uint8Array {
+  return new Bun.CryptoHasher("sha256").update("kvasir lineage 1").update(salt).digest();
+}
+
+function nextKey(key: Uint8Array, text: string): Uint8Array {
+  return new Bun.CryptoHasher("sha256").update(key).update(text).digest();
+}
+
+function bytesOf(ids: Int32Array): Uint8Array {
+  return new Uint8Array(ids.buffer, ids.byteOffset, ids.byteLength);
+}
+
+function idsOf(bytes: Uint8Array): Int32Array {
+  // Copied: sqlite's bytes need not be aligned to 4.
+  return new Int32Array(bytes.slice().buffer);
+}

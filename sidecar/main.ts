@@ -1,0 +1,142 @@
+// `bun run sidecar`: reads the configuration, loads the model in the engine worker, serves edges until told to stop.
+
+import { mkdirSync } from "node:fs";
+import { basename, join } from "node:path";
+import { OptionError } from "../config/options.ts";
+import { buildNative } from "./build-native.ts";
+import { readSidecarConfig, type SidecarConfig, sidecarHelp } from "./config.ts";
+import { EngineClient } from "./engine/engine-client.ts";
+import type { EngineReady } from "./engine/worker-messages.ts";
+import { Lineage } from "./lineage.ts";
+import { loadChatTemplate } from "./model/chat-template.ts";
+import { resolveModel } from "./model/hub.ts";
+import { loadTokenizer } from "./model/tokenizer.ts";
+import { PromptBuilder } from "./prompt.ts";
+import { loadSecret } from "./secret.ts";
+import { SidecarServer } from "./server.ts";
+
+/** Segments of text whose ids are remembered; some hundred bytes each. */
+const LINEAGE_SEGMENTS_MAX = 500_000;
+const SLOW_EDGE_TIMEOUT_MS = 30_000;
+
+async function main(): Promise<void> {
+  const config = readSidecarConfig(process.argv.slice(2), process.env);
+  if (config === null) {
+    console.log(sidecarHelp());
+    return;
+  }
+  mkdirSync(config.dataDirectory, { recursive: true, mode: 0o700 });
+  const secret = config.secret ?? loadSecret(join(config.dataDirectory, "sidecar-secret"));
+  const directory = await resolveModel(config.model, { onProgress: say });
+  const native = await buildNative(config.backend, { onProgress: say });
+  const [tokenizer, template] = await Promise.all([
+    loadTokenizer(directory),
+    loadChatTemplate(directory),
+  ]);
+  let server: SidecarServer | null = null;
+  const engine = startEngine(config, directory, native, (events) => server?.applyEvents(events));
+  const ready = await engine.ready;
+  describeEngine(ready, config);
+  const lineage = new Lineage({
+    path: join(config.dataDirectory, "lineage.sqlite"),
+    specialTokens: tokenizer.specialTokens,
+    maxSegments: LINEAGE_SEGMENTS_MAX,
+  });
+  const modelId = config.modelId ?? basename(config.model);
+  const { maxModelLen, vocabSize } = ready;
+  const prompts = new PromptBuilder(template, tokenizer, lineage, { modelId, maxModelLen, vocabSize });
+  server = new SidecarServer(
+    { engine, prompts, tokenizer, lineage },
+    {
+      name: config.name,
+      host: config.host,
+      port: config.port,
+      secret,
+      model: {
+        id: modelId,
+        maxModelLen,
+        vocabSize,
+        blockTokens: config.blockTokens,
+        backend: String(ready.device["backend"]),
+        created: Math.floor(Date.now() / 1000),
+      },
+      maxRequests: config.maxNumSeqs + config.maxWaiting,
+      slowEdgeTimeoutMs: SLOW_EDGE_TIMEOUT_MS,
+    },
+  );
+  say(`sidecar listening on ${server.url}`);
+  await stopSignal();
+  say("stopping: waiting for answers in progress");
+  await server.drain(config.drainTimeoutMs);
+  await engine.stop();
+  lineage.close();
+  tokenizer.close();
+  say("sidecar stopped");
+}
+
+function startEngine(
+  config: SidecarConfig,
+  modelDirectory: string,
+  libraryPath: string,
+  onEvents: SidecarServer["applyEvents"],
+): EngineClient {
+  return new EngineClient(
+    {
+      libraryPath,
+      modelDirectory,
+      randomWeights: config.randomWeights,
+      maxModelLen: config.maxModelLen,
+      maxNumSeqs: config.maxNumSeqs,
+      maxBatchTokens: config.maxBatchTokens,
+      maxWaiting: config.maxWaiting,
+      blockTokens: config.blockTokens,
+      gpuBlocks: config.gpuBlocks,
+      gpuMemoryBytes: config.gpuMemoryBytes,
+      gpuMemoryUtilization: config.gpuMemoryUtilization,
+      kvDtype: config.kvDtype,
+      computeDtype: config.computeDtype,
+      threads: config.threads,
+      gpuIndex: config.gpuIndex,
+    },
+    { onEvents, onProgress: say, onFailure: fail },
+  );
+}
+
+function describeEngine(ready: EngineReady, config: SidecarConfig): void {
+  const kvMebibytes = Math.round((ready.gpuBlocks * ready.blockBytes) / 2 ** 20);
+  say(`device: ${JSON.stringify(ready.device)}`);
+  say(
+    `model: ${ready.maxModelLen} tokens of context, KV cache ${ready.kvDtype}, loaded in ${Math.round(ready.loadMs)} ms`,
+  );
+  say(
+    `KV blocks: ${ready.gpuBlocks} of ${config.blockTokens} tokens (${kvMebibytes} MiB); at most ${config.maxNumSeqs} sequences at once, ${config.maxWaiting} waiting`,
+  );
+}
+
+/** SIGINT or SIGTERM; or the end of standard input when a parent holds it open, so that nothing outlives the launcher. */
+function stopSignal(): Promise<void> {
+  return new Promise((resolve) => {
+    process.once("SIGINT", () => resolve());
+    process.once("SIGTERM", () => resolve());
+    if (process.env["KVASIR_PARENT_PIPE"] === "1") {
+      process.stdin.once("end", () => resolve());
+      process.stdin.resume();
+    }
+  });
+}
+
+function say(message: string): void {
+  console.log(message);
+}
+
+function fail(message: string): never {
+  console.error(`sidecar: ${message}`);
+  process.exit(1);
+}
+
+try {
+  await main();
+  process.exit(0);
+} catch (error) {
+  fail(error instanceof OptionError ? error.message : (error as Error).message);
+}

@@ -1,0 +1,104 @@
+// From a submitted request to what the engine wants: the template renders the messages, lineage and tokenizer turn the
+// text into ids, and everything that cannot work is refused here with a reason for the client.
+
+import type { EngineSampling } from "./engine/request.ts";
+import type { Lineage } from "./lineage.ts";
+import type { ChatTemplate } from "./model/chat-template.ts";
+import type { Tokenizer } from "./model/tokenizer.ts";
+import type { ErrorCode, SamplingParams, SubmitRequest } from "./protocol.ts";
+
+/** An answer that the client gets instead of tokens. */
+export class RequestError extends Error {
+  override name = "RequestError";
+  constructor(
+    readonly code: ErrorCode,
+    message: string,
+    readonly retryAfterS: number | null = null,
+  ) {
+    super(message);
+  }
+}
+
+export interface Prompt {
+  readonly text: string;
+  readonly tokens: Int32Array;
+  /** What the client asked for, at most what the context still holds. */
+  readonly maxTokens: number;
+}
+
+export interface PromptLimits {
+  readonly modelId: string;
+  /** Tokens of prompt and completion together. */
+  readonly maxModelLen: number;
+  readonly vocabSize: number;
+}
+
+export class PromptBuilder {
+  constructor(
+    readonly template: ChatTemplate,
+    readonly tokenizer: Tokenizer,
+    readonly lineage: Lineage,
+    readonly limits: PromptLimits,
+  ) {}
+
+  /** Throws RequestError. */
+  async build(request: SubmitRequest): Promise<Prompt> {
+    if (request.model !== this.limits.modelId) {
+      throw new RequestError("invalid_request", `this sidecar serves ${this.limits.modelId}, not ${request.model}`);
+    }
+    checkSampling(request.sampling, this.limits.vocabSize);
+    const text = this.#render(request);
+    const { tokens } = await this.lineage.resolve(request.salt, text, (part) =>
+      this.tokenizer.encodeAsync(part),
+    );
+    return { text, tokens, maxTokens: this.#maxTokens(tokens.length, request.sampling.maxTokens) };
+  }
+
+  #render(request: SubmitRequest): string {
+    try {
+      return this.template.render(request.messages, { addGenerationPrompt: true });
+    } catch (error) {
+      throw new RequestError("invalid_request", `the model's chat template refused: ${(error as Error).message}`);
+    }
+  }
+
+  #maxTokens(promptLength: number, wanted: number | null): number {
+    const room = this.limits.maxModelLen - promptLength;
+    if (promptLength === 0) throw new RequestError("invalid_request", "the prompt is empty");
+    if (room < 1) {
+      throw new RequestError(
+        "context_length_exceeded",
+        `This model's maximum context length is ${this.limits.maxModelLen} tokens, but the messages come to ${promptLength}. Shorten the messages.`,
+      );
+    }
+    return Math.min(wanted ?? room, room);
+  }
+}
+
+export function engineSampling(params: SamplingParams): EngineSampling {
+  const { temperature, topK, topP, minP, seed, frequencyPenalty, presencePenalty } = params;
+  const { repetitionPenalty, logitBias, logprobs, ignoreEos } = params;
+  return {
+    temperature,
+    topK,
+    topP,
+    minP,
+    seed,
+    frequencyPenalty,
+    presencePenalty,
+    repetitionPenalty,
+    logitBias,
+    logprobs,
+    ignoreEos,
+  };
+}
+
+function checkSampling({ logitBias }: SamplingParams, vocabSize: number): void {
+  const unknown = logitBias.find(([id]) => id >= vocabSize);
+  if (unknown !== undefined) {
+    throw new RequestError(
+      "invalid_request",
+      `logit_bias names token ${unknown[0]}; the vocabulary has ${vocabSize}`,
+    );
+  }
+}
