@@ -1,0 +1,24 @@
+// The migrator applies a migration only when its `when` is later than the last one applied, and else
+// skips it in silence: the journal must be in order.
+
+import { describe, expect, test } from "bun:test";
+import { readdirSync } from "node:fs";
+import journal from "../../migrations/meta/_journal.json";
+
+describe("the migration journal", () => {
+  test("has strictly increasing times", () => {
+    const times = journal.entries.map((entry) => entry.when);
+    for (let i = 1; i < times.length; i++) expect(times[i]).toBeGreaterThan(times[i - 1]!);
+    expect(times.length).toBeGreaterThan(0);
+  });
+
+  test("numbers its entries from 0 without a gap", () => {
+    expect(journal.entries.map((entry) => entry.idx)).toEqual([...journal.entries.keys()]);
+  });
+
+  test("lists exactly the SQL files that are there", () => {
+    const folder = new URL("../../migrations/", import.meta.url).pathname;
+    const files = readdirSync(folder).filter((name) => name.endsWith(".sql"));
+    expect(files.toSorted()).toEqual(journal.entries.map((entry) => `${entry.tag}.sql`).toSorted());
+  });
+});
