@@ -12,7 +12,7 @@ import {
 } from "./schema.ts";
 import { uuidv7 } from "./uuid.ts";
 
-export type Account = { id: string; salt: Uint8Array };
+export type Account = { id: string; salt: Uint8Array<ArrayBuffer> };
 
 export type Conversation = {
   id: string;
@@ -158,7 +158,7 @@ export async function listPendingDeletes(
   orm: Orm,
   sidecar: string,
   limit: number,
-): Promise<{ conversationId: string; salt: Uint8Array }[]> {
+): Promise<{ conversationId: string; salt: Uint8Array<ArrayBuffer> }[]> {
   return await orm
     .select({ conversationId: pendingDeletes.conversationId, salt: accounts.salt })
     .from(pendingDeletes)

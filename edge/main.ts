@@ -1,0 +1,77 @@
+// `bun run edge` and `deno task edge`: migrates the database, connects to the sidecars, serves the API,
+// and on SIGTERM or SIGINT finishes the answers in progress before it ends.
+
+import process from "node:process";
+import { OptionError } from "../config/options.ts";
+import { DatabaseUnavailable } from "../db/client.ts";
+import { SchemaTooNew } from "../db/migrate.ts";
+import { createApp } from "./app.ts";
+import { edgeHelp, readEdgeConfig } from "./config.ts";
+import { serve } from "./serve.ts";
+import type { Services } from "./services.ts";
+import { startServices } from "./start-services.ts";
+
+async function main(): Promise<void> {
+  const config = readEdgeConfig(process.argv.slice(2), process.env);
+  if (config === null) {
+    console.log(edgeHelp());
+    return;
+  }
+  const { services, pendingDeletes, close } = await startServices(config);
+  try {
+    const app = createApp(services, pendingDeletes);
+    const { port, stop } = serve({ hostname: config.host, port: config.port, fetch: app.fetch });
+    const host = config.host.includes(":") ? `[${config.host}]` : config.host;
+    console.log(`edge listening on http://${host}:${port}`);
+    await stopSignal();
+    await drain(services, stop);
+  } finally {
+    await close();
+  }
+}
+
+/** Lets the answers in progress end, and cuts those that take longer than the limit. */
+async function drain({ config, drain, log }: Services, stop: () => Promise<void>): Promise<void> {
+  log.info({ answers: drain.inFlight }, "stopping");
+  const limit = setTimeout(() => drain.cut.abort(), config.drainTimeoutMs);
+  await drain.begin();
+  clearTimeout(limit);
+  // Clients that read their last bytes slowly get another second.
+  const patience = Promise.withResolvers<void>();
+  const timer = setTimeout(patience.resolve, 1000);
+  await Promise.race([stop(), patience.promise]);
+  clearTimeout(timer);
+}
+
+/** SIGINT or SIGTERM; or the end of standard input when a launcher holds it open. */
+function stopSignal(): Promise<void> {
+  return new Promise((resolve) => {
+    process.once("SIGINT", () => resolve());
+    process.once("SIGTERM", () => resolve());
+    if (process.env["KVASIR_PARENT_PIPE"] === "1") {
+      process.stdin.once("end", () => resolve());
+      process.stdin.resume();
+    }
+  });
+}
+
+/** The port is taken, or may not be had. */
+function isListenError(error: unknown): boolean {
+  const { code } = error as { code?: unknown };
+  return typeof code === "string" && /^(EADDR|EACCES)/.test(code);
+}
+
+if (import.meta.main) {
+  try {
+    await main();
+    process.exit(0);
+  } catch (error) {
+    const isForPeople =
+      error instanceof OptionError ||
+      error instanceof DatabaseUnavailable ||
+      error instanceof SchemaTooNew ||
+      isListenError(error);
+    console.error("edge:", isForPeople ? (error as Error).message : error);
+    process.exit(1);
+  }
+}

@@ -1,0 +1,107 @@
+// GET /openapi.json, from the same schemas that parse the requests.
+
+import type { OpenAPIHono } from "@hono/zod-openapi";
+import { z } from "@hono/zod-openapi";
+import { chatRequest } from "./chat-request.ts";
+import { conversationRequest } from "./conversations.ts";
+
+const error = z
+  .object({
+    error: z.object({
+      message: z.string(),
+      type: z.string(),
+      param: z.string().nullable(),
+      code: z.string(),
+    }),
+  })
+  .openapi("ErrorResponse");
+
+const json = (schema: z.ZodType) => ({ "application/json": { schema } });
+const anyObject = z.record(z.string(), z.unknown());
+const failed = { description: "OpenAI's error object", content: json(error) };
+const id = z.object({ id: z.string() });
+
+/** Adds every route to the document. */
+export function describeRoutes(app: OpenAPIHono): void {
+  const { openAPIRegistry: registry } = app;
+  const answer = (description: string) => ({ description, content: json(anyObject) });
+  registry.registerPath({
+    method: "post",
+    path: "/v1/chat/completions",
+    summary: "Answer a chat, or the next turn of a conversation",
+    request: { body: { required: true, content: json(chatRequest) } },
+    responses: {
+      200: {
+        description: "A chat.completion, or with stream: true its chunks as server-sent events",
+        content: {
+          ...json(anyObject),
+          "text/event-stream": { schema: z.string() },
+        },
+      },
+      default: failed,
+    },
+  });
+  registry.registerPath({
+    method: "post",
+    path: "/v1/conversations",
+    summary: "Begin a conversation",
+    request: { body: { content: json(conversationRequest) } },
+    responses: { 200: answer("The conversation"), default: failed },
+  });
+  registry.registerPath({
+    method: "get",
+    path: "/v1/conversations",
+    summary: "List conversations, newest first",
+    request: {
+      query: z.object({ after: z.string().optional(), limit: z.coerce.number().optional() }),
+    },
+    responses: { 200: answer("One page"), default: failed },
+  });
+  const one = { path: "/v1/conversations/{id}", request: { params: id } };
+  registry.registerPath({
+    ...one,
+    method: "get",
+    summary: "A conversation with the messages of its current branch",
+    responses: { 200: answer("The conversation"), default: failed },
+  });
+  registry.registerPath({
+    ...one,
+    method: "delete",
+    summary: "Delete a conversation, its messages and its cache",
+    responses: { 200: answer("Deleted"), default: failed },
+  });
+  registry.registerPath({
+    method: "get",
+    path: "/v1/models",
+    summary: "The models that are served",
+    responses: { 200: answer("The models"), default: failed },
+  });
+  registry.registerPath({
+    method: "get",
+    path: "/v1/models/{id}",
+    summary: "One model",
+    request: { params: id },
+    responses: { 200: answer("The model"), default: failed },
+  });
+  registry.registerPath({
+    method: "get",
+    path: "/healthz",
+    summary: "The process is alive",
+    responses: { 200: answer("Alive") },
+  });
+  registry.registerPath({
+    method: "get",
+    path: "/readyz",
+    summary: "The database and a sidecar answer",
+    responses: { 200: answer("Ready"), 503: answer("Not ready") },
+  });
+}
+
+export const OPENAPI_INFO = {
+  openapi: "3.1.0",
+  info: {
+    title: "Kvasir",
+    version: "0.1.0",
+    description: "An OpenAI-compatible chat API that keeps the KV cache of every conversation.",
+  },
+};

@@ -1,0 +1,72 @@
+// Makes what the request handlers share: the migrated database, the sidecars' connections, and the
+// keepers of turns and deletes.
+
+import { Database } from "../db/client.ts";
+import { migrate } from "../db/migrate.ts";
+import { uuidv7 } from "../db/uuid.ts";
+import { loadDefaultAccount } from "./auth.ts";
+import type { EdgeConfig } from "./config.ts";
+import { openLog } from "./log.ts";
+import { PendingDeletes } from "./pending-deletes.ts";
+import { DrainState, type Services } from "./services.ts";
+import { SidecarClient } from "./sidecar-client.ts";
+import { SidecarPool } from "./sidecar-pool.ts";
+import { TurnKeeper } from "./turn-keeper.ts";
+
+const CONNECT_TIMEOUT_MS = 3000;
+const PROBE_INTERVAL_MS = 500;
+
+export type StartedServices = {
+  services: Services;
+  pendingDeletes: PendingDeletes;
+  close: () => Promise<void>;
+};
+
+/** Connects to everything; sidecars may come later. Throws DatabaseUnavailable or SchemaTooNew. */
+export async function startServices(config: EdgeConfig): Promise<StartedServices> {
+  const log = openLog(config.logLevel);
+  await migrate(config.databaseUrl, CONNECT_TIMEOUT_MS);
+  const database = new Database({
+    url: config.databaseUrl,
+    poolSize: config.databasePool,
+    connectTimeoutMs: CONNECT_TIMEOUT_MS,
+    queryTimeoutMs: config.databaseTimeoutMs,
+    probeIntervalMs: PROBE_INTERVAL_MS,
+    onChange: (isUp, reason) => {
+      log.warn({ isUp }, reason);
+      if (isUp) pendingDeletes.sendSoon();
+    },
+  });
+  const account = await loadDefaultAccount(database);
+  const edgeName = `edge-${uuidv7()}`;
+  const clients: SidecarClient[] = [];
+  const pendingDeletes = new PendingDeletes(database, log, () => clients);
+  const sidecars = new SidecarPool(clients);
+  const turns = new TurnKeeper({
+    database,
+    log,
+    leaseMs: config.leaseMs,
+    commitTimeoutMs: config.commitTimeoutMs,
+    onDeleted: (names) => pendingDeletes.sendSoon(names),
+  });
+  for (const url of config.sidecarUrls) {
+    clients.push(
+      new SidecarClient({
+        url,
+        secret: config.sidecarSecret,
+        edgeName,
+        log,
+        onHello: (client) => pendingDeletes.send(client),
+        onChange: () => sidecars.wake(),
+      }),
+    );
+  }
+  const services = { config, database, sidecars, turns, account, log, drain: new DrainState() };
+  const close = async () => {
+    pendingDeletes.close();
+    turns.close();
+    sidecars.close();
+    await database.close();
+  };
+  return { services, pendingDeletes, close };
+}
