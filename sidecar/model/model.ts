@@ -1,0 +1,282 @@
+// A loaded model: its weights and workspace on a device, and forward(), which enqueues one step.
+
+import { basename } from "node:path";
+import { assert } from "../assert.ts";
+import { Device, type DeviceAddress, DTYPE_BYTES, type DType, type Isa, NativeLibrary } from "../native.ts";
+import { loadDecoder, loadModelConfig } from "./architecture.ts";
+import type { Batch } from "./batch.ts";
+import { DecodeGraphs } from "./decode-graph.ts";
+import { type Decoder, type ForwardHooks, Step } from "./decoder.ts";
+import { type GenerationConfig, loadGenerationConfig } from "./generation-config.ts";
+import type { ModelConfig, WeightDtype } from "./model-config.ts";
+import { ModelError } from "./model-error.ts";
+import { alibiSlopes } from "./rope.ts";
+import { Checkpoint } from "./safetensors.ts";
+import { CheckpointWeights, RandomWeights, WeightCheck } from "./weights.ts";
+
+export interface LoadModelOptions {
+  /** libkvasir_cpu.so or libkvasir_cuda.so. */
+  readonly libraryPath: string;
+  /** Hugging Face directory. */
+  readonly directory: string;
+  /** Take only config.json and make up the weights. */
+  readonly randomWeights: boolean;
+  /** Prompt and answer together, in tokens; null: what the model was made for. */
+  readonly maxModelLen: number | null;
+  /** Most tokens of one step. */
+  readonly maxRows: number;
+  readonly maxSequences: number;
+  /** Most logit rows of one step; default: one for each sequence. */
+  readonly maxLogits?: number;
+  readonly blockTokens: number;
+  /** auto: as the weights. */
+  readonly kvDtype: "auto" | WeightDtype;
+  /** Of activations; auto: as the weights, 16 bits for F32 ones. The CPU library computes in f32 whatever this says. */
+  readonly computeDtype: "auto" | WeightDtype;
+  /** CPU compute threads; 0: cores - 1. */
+  readonly threads: number;
+  readonly gpuIndex: number;
+  /** CPU code path; for tests. */
+  readonly isa?: Isa;
+  readonly onProgress: (message: string) => void;
+}
+
+const RANDOM_SEED = 1;
+/** Of KV bytes and block ids: raise when what is stored in a block changes. */
+const KV_LAYOUT_VERSION = 1;
+
+export class Model {
+  readonly #decoder: Decoder;
+  readonly #step: Step;
+  readonly #graphs: DecodeGraphs;
+  /** (maxLogits, hidden) compute, and (maxLogits, vocab) F32. */
+  readonly #gathered: DeviceAddress;
+  readonly logits: DeviceAddress;
+
+  constructor(
+    readonly device: Device,
+    readonly config: ModelConfig,
+    decoder: Decoder,
+    readonly generation: GenerationConfig,
+    /** Names everything that changes the numbers in a KV block. */
+    readonly fingerprint: string,
+    readonly maxLogits: number,
+  ) {
+    const { computeDtype, maxSequences } = device.config;
+    this.#decoder = decoder;
+    this.#step = new Step(device, config);
+    this.#graphs = new DecodeGraphs(device, maxSequences);
+    this.#gathered = device.alloc(maxLogits * config.hiddenSize * DTYPE_BYTES[computeDtype]);
+    this.logits = device.alloc(maxLogits * config.vocabSize * DTYPE_BYTES.f32);
+  }
+
+  /** Longest sequence, in tokens. */
+  get maxModelLen(): number {
+    return this.device.config.maxPositions;
+  }
+
+  get eosTokens(): ReadonlySet<number> {
+    return this.generation.eosTokens;
+  }
+
+  /** Pads a decode batch to the size of a captured graph. Optional; before the batch is sealed. */
+  prepare(batch: Batch): void {
+    this.#graphs.prepare(batch);
+  }
+
+  /** Enqueues a step that has begun: its rows through all layers, logits, sampled tokens. With hooks, no graph is used. */
+  forward(batch: Batch, hooks: ForwardHooks | null = null): void {
+    if (hooks === null) this.#graphs.run(batch, () => this.computeLogits(batch, null));
+    else this.computeLogits(batch, hooks);
+    const { logitCount, resultsAddress: results } = batch;
+    if (logitCount > 0) this.device.sample({ logits: this.logits, results, logitCount });
+  }
+
+  /** forward() without sampling, which overwrites the logits. */
+  computeLogits(batch: Batch, hooks: ForwardHooks | null): void {
+    const { rowCount, logitCount } = batch;
+    assert(logitCount <= this.maxLogits, `${logitCount} logit rows, room for ${this.maxLogits}`);
+    const step = this.#step;
+    step.rowCount = rowCount;
+    step.hooks = hooks;
+    this.device.embed({ y: step.hidden, weight: this.#decoder.embedding, rowCount });
+    for (let layer = 0; layer < this.config.layers; layer++) {
+      this.#decoder.forwardLayer(layer, step);
+      hooks?.afterLayer(layer);
+    }
+    if (logitCount === 0) return;
+    // Norms act row by row: gathering first norms only the rows that are wanted.
+    const y = this.#gathered;
+    this.device.gatherLogitRows({ y, x: step.hidden, logitCount, size: this.config.hiddenSize });
+    this.#decoder.finalNorm(step, y, y, logitCount);
+    this.device.matmul({
+      y: this.logits,
+      x: y,
+      weight: this.#decoder.outputMatrix,
+      bias: 0 as DeviceAddress,
+      rowCount: logitCount,
+      accumulate: false,
+      f32Out: true,
+    });
+  }
+}
+
+/** Throws ModelError (files, fields, tensors) or NativeError (library, memory). */
+export async function loadModel(options: LoadModelOptions): Promise<Model> {
+  const config = loadModelConfig(options.directory);
+  const generation = loadGenerationConfig(options.directory);
+  const checkpoint = options.randomWeights ? null : new Checkpoint(options.directory);
+  let device: Device | null = null;
+  try {
+    const check = checkpoint === null ? null : checkWeights(config, checkpoint, options);
+    const library = new NativeLibrary(options.libraryPath);
+    device = library.openDevice(deviceConfig(config, check?.dtype ?? config.dtype, options));
+    setPositions(device, config);
+    const { decoder, weightsHash } =
+      check === null
+        ? makeUpWeights(device, config, options)
+        : uploadWeights(device, config, check, options);
+    const fingerprint = describeNumbers(device, config, weightsHash);
+    return new Model(device, config, decoder, generation, fingerprint, options.maxLogits ?? options.maxSequences);
+  } catch (error) {
+    device?.close();
+    throw error;
+  } finally {
+    checkpoint?.close();
+  }
+}
+
+interface CheckedWeights {
+  readonly checkpoint: Checkpoint;
+  readonly bytes: number;
+  /** Of the embedding, which stands for all. */
+  readonly dtype: WeightDtype;
+}
+
+function checkWeights(config: ModelConfig, checkpoint: Checkpoint, options: LoadModelOptions): CheckedWeights {
+  const check = new WeightCheck(checkpoint);
+  loadDecoder(config, check);
+  const unused = check.unused().filter((name) => !isHarmless(name, config));
+  if (unused.length > 0) {
+    const some = unused.slice(0, 3).join(", ");
+    options.onProgress(`${unused.length} tensors of the model are not used (${some}${unused.length > 3 ? ", ..." : ""})`);
+  }
+  return { checkpoint, bytes: check.bytes, dtype: check.firstDtype };
+}
+
+/** Buffers that old checkpoints stored, and the second copy of a tied matrix. */
+function isHarmless(name: string, config: ModelConfig): boolean {
+  return name.endsWith("rotary_emb.inv_freq") || (config.isTied && name === "lm_head.weight");
+}
+
+function deviceConfig(config: ModelConfig, weightDtype: WeightDtype, options: LoadModelOptions) {
+  const maxPositions = options.maxModelLen ?? config.maxPositions;
+  if (maxPositions > config.maxPositions) {
+    const reason = `the model was made for ${config.maxPositions} tokens: --max-model-len ${maxPositions} is too long`;
+    throw new ModelError(config.file, "max_position_embeddings", reason);
+  }
+  return {
+    layers: config.layers,
+    hiddenSize: config.hiddenSize,
+    heads: config.heads,
+    kvHeads: config.kvHeads,
+    headDim: config.headDim,
+    rotaryDim: config.rope?.rotaryDim ?? 0,
+    vocabSize: config.vocabSize,
+    blockTokens: options.blockTokens,
+    maxPositions,
+    maxRows: options.maxRows,
+    maxSequences: options.maxSequences,
+    computeDtype: computeDtypeOf(weightDtype, options),
+    kvDtype: options.kvDtype === "auto" ? weightDtype : options.kvDtype,
+    attentionScale: 1 / Math.sqrt(config.headDim),
+    threadCount: options.threads,
+    isa: options.isa ?? "best",
+    gpuIndex: options.gpuIndex,
+  } as const;
+}
+
+function computeDtypeOf(weightDtype: WeightDtype, options: LoadModelOptions): DType {
+  if (!isCuda(options)) return "f32";
+  if (options.computeDtype !== "auto") return options.computeDtype;
+  return weightDtype === "f32" ? "bf16" : weightDtype;
+}
+
+function isCuda({ libraryPath }: LoadModelOptions): boolean {
+  return basename(libraryPath).includes("cuda");
+}
+
+function setPositions(device: Device, config: ModelConfig): void {
+  if (config.rope !== null) {
+    device.setRope(config.rope.inverseFrequencies);
+    return;
+  }
+  // Falcon adds ALiBi before it scales the scores; the operation adds it after.
+  const scale = device.config.attentionScale;
+  device.setAlibi(alibiSlopes(config.heads).map((slope) => slope * scale));
+}
+
+/** On a GPU, matrices are kept in the dtype that they are multiplied in. */
+function storageDtype(device: Device, options: LoadModelOptions): WeightDtype | null {
+  return isCuda(options) ? (device.config.computeDtype as WeightDtype) : null;
+}
+
+function uploadWeights(
+  device: Device,
+  config: ModelConfig,
+  { checkpoint, bytes }: CheckedWeights,
+  options: LoadModelOptions,
+): { decoder: Decoder; weightsHash: string } {
+  const { freeBytes } = device.memoryInfo();
+  if (bytes > freeBytes) {
+    const reason = `the weights are ${gibibytes(bytes)}, but only ${gibibytes(freeBytes)} of memory are free`;
+    throw new ModelError(checkpoint.listing, "", reason);
+  }
+  let doneBytes = 0;
+  let saidTenths = 0;
+  const source = new CheckpointWeights(device, checkpoint, storageDtype(device, options), (added) => {
+    doneBytes += added;
+    const tenths = Math.floor((10 * doneBytes) / bytes);
+    if (tenths === saidTenths || bytes < PROGRESS_BYTES_MIN) return;
+    saidTenths = tenths;
+    options.onProgress(`loading weights: ${10 * tenths} % of ${gibibytes(bytes)}`);
+  });
+  const decoder = loadDecoder(config, source);
+  return { decoder, weightsHash: source.contentHash() };
+}
+
+/** Smaller models load before a line could be read. */
+const PROGRESS_BYTES_MIN = 2 ** 29;
+
+function makeUpWeights(
+  device: Device,
+  config: ModelConfig,
+  options: LoadModelOptions,
+): { decoder: Decoder; weightsHash: string } {
+  const storage = storageDtype(device, options) ?? config.dtype;
+  const decoder = loadDecoder(config, new RandomWeights(device, storage, RANDOM_SEED));
+  return { decoder, weightsHash: `random ${RANDOM_SEED} ${storage}` };
+}
+
+/** The fingerprint: two devices with the same one compute the same KV for the same tokens. */
+function describeNumbers(device: Device, config: ModelConfig, weightsHash: string): string {
+  const { computeDtype, kvDtype, blockTokens, attentionScale } = device.config;
+  const info = device.info();
+  const { file: _, rope, ...shape } = config;
+  return JSON.stringify({
+    layout: KV_LAYOUT_VERSION,
+    weights: weightsHash,
+    shape,
+    rope: rope === null ? null : [...rope.inverseFrequencies],
+    computeDtype,
+    kvDtype,
+    blockTokens,
+    attentionScale,
+    backend: info["backend"],
+    numericMode: info["numeric_mode"],
+  });
+}
+
+function gibibytes(bytes: number): string {
+  return `${(bytes / 2 ** 30).toFixed(2)} GiB`;
+}
