@@ -1,6 +1,5 @@
 // generation_config.json: the tokens that end an answer, and the sampling that the model's makers recommend.
 
-import { existsSync } from "node:fs";
 import { join } from "node:path";
 import { JsonFields } from "./json-fields.ts";
 
@@ -18,7 +17,7 @@ export interface GenerationConfig {
 export function loadGenerationConfig(directory: string): GenerationConfig {
   const config = JsonFields.read(join(directory, "config.json"));
   const file = join(directory, "generation_config.json");
-  const generation = existsSync(file) ? JsonFields.read(file) : new JsonFields(file, {});
+  const generation = JsonFields.readOptional(file) ?? new JsonFields(file, {});
   const isGreedy = generation.has("do_sample") && !generation.flag("do_sample", false);
   const optional = (field: string): number | null =>
     generation.has(field) ? generation.positive(field) : null;

@@ -1,7 +1,7 @@
 // Reads a JSON file of a model directory field by field: each getter checks the type, and each complaint
 // names the file and the field.
 
-import { readFileSync } from "node:fs";
+import { existsSync, readFileSync } from "node:fs";
 import { ModelError } from "./model-error.ts";
 
 export type JsonObject = Readonly<Record<string, unknown>>;
@@ -17,6 +17,11 @@ export class JsonFields {
   /** Throws ModelError when the file is missing, is not JSON or holds no object. */
   static read(file: string): JsonFields {
     return new JsonFields(file, readJsonObject(file));
+  }
+
+  /** Null when there is no such file. */
+  static readOptional(file: string): JsonFields | null {
+    return existsSync(file) ? JsonFields.read(file) : null;
   }
 
   /** Null and missing are the same, as they are to the reference implementation. */
@@ -65,9 +70,12 @@ export class JsonFields {
 
   /** Null when the field is missing. */
   fields(field: string): JsonFields | null {
-    const value = this.values[field];
-    if (value === undefined || value === null) return null;
-    if (typeof value !== "object" || Array.isArray(value)) {
+    return this.has(field) ? this.nested(field, this.values[field]) : null;
+  }
+
+  /** `value`, found under `field` (or a path below it), as fields of its own. */
+  nested(field: string, value: unknown): JsonFields {
+    if (typeof value !== "object" || value === null || Array.isArray(value)) {
       this.refuse(field, `must be an object, not ${show(value)}`);
     }
     return new JsonFields(this.file, value as JsonObject, `${this.prefix}${field}.`);
