@@ -11,6 +11,13 @@ export interface TemplateMessage {
   readonly content: string;
 }
 
+export interface RenderOptions {
+  /** End with what opens the assistant's answer. */
+  readonly addGenerationPrompt: boolean;
+  /** Switches of this template, such as enable_thinking. */
+  readonly variables?: Readonly<Record<string, unknown>>;
+}
+
 /** For models that bring no template (base models): roles as words, one paragraph a message. */
 export const PLAIN_TEMPLATE =
   "{{ bos_token if bos_token }}{% for message in messages %}{{ message.role | capitalize }}: {{ message.content }}\n\n" +
@@ -35,7 +42,7 @@ export class ChatTemplate {
   }
 
   /** Throws ChatTemplateError. */
-  render(messages: readonly TemplateMessage[], options: { addGenerationPrompt: boolean }): string {
+  render(messages: readonly TemplateMessage[], options: RenderOptions): string {
     try {
       return this.#template.render({
         ...this.variables,
@@ -44,6 +51,7 @@ export class ChatTemplate {
         documents: null,
         messages,
         add_generation_prompt: options.addGenerationPrompt,
+        ...options.variables,
       });
     } catch (error) {
       throw new ChatTemplateError((error as Error).message);
