@@ -35,6 +35,7 @@ export class Database {
   #isClosed = false;
   #probe: Promise<boolean> | null = null;
   #timer: ReturnType<typeof setTimeout> | undefined;
+  #waiters: (() => void)[] = [];
 
   constructor(options: DatabaseOptions) {
     this.#options = options;
@@ -70,6 +71,12 @@ export class Database {
     await this.run((orm) => orm.execute(sql`select 1`), this.#options.connectTimeoutMs);
   }
 
+  /** Resolves when the database is not known to be down. Throws DatabaseUnavailable after the time. */
+  async whenUp(timeoutMs: number): Promise<void> {
+    if (!this.#isDown) return;
+    await within(new Promise<void>((resolve) => this.#waiters.push(resolve)), timeoutMs);
+  }
+
   async close(): Promise<void> {
     this.#isClosed = true;
     clearTimeout(this.#timer);
@@ -93,6 +100,7 @@ export class Database {
       if (this.#isClosed) return;
       if (!isUp) return this.#scheduleProbe();
       this.#isDown = false;
+      for (const wake of this.#waiters.splice(0)) wake();
       this.#options.onChange?.(true, "the database answers again");
     }, this.#options.probeIntervalMs);
   }

@@ -12,7 +12,7 @@ import {
   postConversation,
   removeConversation,
 } from "./conversations.ts";
-import { ApiError, toApiError } from "./errors.ts";
+import { ApiError, errorResponse, toApiError } from "./errors.ts";
 import { refuseWhileDraining, requireHost } from "./guards.ts";
 import { getHealth, getReadiness } from "./health.ts";
 import { getModel, getModels } from "./models.ts";
@@ -25,7 +25,7 @@ export function createApp(services: Services, pendingDeletes: PendingDeletes): O
   const app = new OpenAPIHono();
 
   app.use(requestId());
-  app.use(secureHeaders());
+  app.use(secureHeaders({ strictTransportSecurity: false })); // TLS is the proxy's business
   app.get("/healthz", getHealth);
   app.get("/readyz", (c) => getReadiness(c, services));
 
@@ -44,15 +44,15 @@ export function createApp(services: Services, pendingDeletes: PendingDeletes): O
 
   app.notFound((c) => {
     const message = `There is no ${c.req.method} ${c.req.path}.`;
-    return new ApiError(404, "unknown_url", message).response();
+    return errorResponse(c, new ApiError(404, "unknown_url", message));
   });
   app.onError((error, c) => {
-    if (error instanceof CompletionAborted) return abortError(drain.cut.signal.aborted).response();
-    const known = toApiError(error);
+    const isCut = drain.cut.signal.aborted;
+    const known = error instanceof CompletionAborted ? abortError(isCut) : toApiError(error);
     const fields = { request: c.get("requestId"), code: known.code, err: known.cause ?? error };
-    if (known.status >= 500) log.error(fields, known.message);
+    if (known.status === 500) log.error(fields, known.message);
     else log.debug(fields, known.message);
-    return known.response();
+    return errorResponse(c, known);
   });
   return app;
 }

@@ -33,7 +33,7 @@ export async function postChatCompletion(c: Context, services: Services): Promis
   };
   if (chat.stream !== true) {
     const outcome = await lastOf(run);
-    return Response.json(completionBody(head, generation.answers, outcome));
+    return c.json(completionBody(head, generation.answers, outcome));
   }
   // Refusals come before the first token: wait for it, so that they get their HTTP status. Who waits
   // long, in a queue, gets the headers and comments meanwhile.
@@ -43,12 +43,10 @@ export async function postChatCompletion(c: Context, services: Services): Promis
   const writer = new ChunkWriter(head, includeUsage);
   const events = new EventStream(run, first, generation.choiceCount, writer, includeUsage);
   const body = events.open(config.keepAliveMs, (error) => failure(error, services), () => left.abort());
-  return new Response(body, {
-    headers: {
-      "content-type": "text/event-stream; charset=utf-8",
-      "cache-control": "no-cache",
-      "x-accel-buffering": "no", // nginx would hold the tokens back
-    },
+  return c.body(body, 200, {
+    "content-type": "text/event-stream; charset=utf-8",
+    "cache-control": "no-cache",
+    "x-accel-buffering": "no", // nginx would hold the tokens back
   });
 }
 

@@ -1,6 +1,7 @@
 // Errors as clients see them: OpenAI's error object, with a status and a code for each cause. What is
 // not an ApiError is a fault of ours: logged, and told to the client as "internal".
 
+import type { Context } from "hono";
 import type { ErrorCode } from "../sidecar/protocol.ts";
 
 /** Body of an error answer, and of an error event in a stream. */
@@ -30,12 +31,12 @@ export class ApiError extends Error {
     const { message, param, code } = this;
     return { error: { message, type: errorType(this.status), param, code } };
   }
+}
 
-  response(): Response {
-    const headers: Record<string, string> = {};
-    if (this.retryAfterS !== null) headers["retry-after"] = String(Math.ceil(this.retryAfterS));
-    return Response.json(this.body(), { status: this.status, headers });
-  }
+/** The error as the answer to a request. */
+export function errorResponse(c: Context, error: ApiError): Response {
+  if (error.retryAfterS !== null) c.header("retry-after", String(Math.ceil(error.retryAfterS)));
+  return c.json(error.body(), error.status);
 }
 
 export function invalidRequest(message: string, param: string | null = null): ApiError {

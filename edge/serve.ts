@@ -1,4 +1,7 @@
-// Listening, on Bun and on Deno: the one place where the runtimes differ.
+// Listening, on Bun and on Deno: the one place where the runtimes differ. Both abort a request's signal
+// when its client leaves, but Deno 2.9 does not look at a connection again whose request body came in a
+// packet of its own until the answer is written: there, only streams end at once; a plain answer ends at
+// its deadline.
 
 export type Listener = {
   hostname: string;

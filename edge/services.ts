@@ -18,11 +18,11 @@ export type Services = {
   readonly drain: DrainState;
 };
 
-/** A stop in progress: new requests are refused, the last answer to end resolves `idle`. */
+/** The answers in progress, and a stop that waits for them while it refuses new ones. */
 export class DrainState {
   #inFlight = 0;
   #isDraining = false;
-  readonly #idle = Promise.withResolvers<void>();
+  #idle: (() => void)[] = [];
   /** Fires when answers in progress must end now. */
   readonly cut = new AbortController();
 
@@ -40,17 +40,17 @@ export class DrainState {
 
   leave(): void {
     this.#inFlight--;
-    this.#settle();
+    if (this.#inFlight === 0) for (const resolve of this.#idle.splice(0)) resolve();
   }
 
-  /** Resolves when no answer is in progress any more. */
+  /** Resolves when no answer is in progress. */
+  async whenIdle(): Promise<void> {
+    if (this.#inFlight > 0) await new Promise<void>((resolve) => this.#idle.push(resolve));
+  }
+
+  /** Refuses new requests from now on; resolves when no answer is in progress any more. */
   async begin(): Promise<void> {
     this.#isDraining = true;
-    this.#settle();
-    await this.#idle.promise;
-  }
-
-  #settle(): void {
-    if (this.#isDraining && this.#inFlight === 0) this.#idle.resolve();
+    await this.whenIdle();
   }
 }

@@ -25,9 +25,6 @@ export type TurnKeeperOptions = {
   onDeleted: (sidecars: string[]) => void;
 };
 
-/** Pause between tries of a commit while the database is away. */
-const COMMIT_RETRY_MS = 100;
-
 export class TurnKeeper {
   readonly #options: TurnKeeperOptions;
   /** Requests whose claims are held. */
@@ -80,15 +77,15 @@ export class TurnKeeper {
     const { database, commitTimeoutMs } = this.#options;
     const deadlineMs = Date.now() + commitTimeoutMs;
     for (;;) {
-      const leftMs = deadlineMs - Date.now();
+      const leftMs = Math.max(1, deadlineMs - Date.now());
       try {
-        const stored = await database.run((orm) => commitTurn(orm, turn), Math.max(1, leftMs));
+        await database.whenUp(leftMs);
+        const stored = await database.run((orm) => commitTurn(orm, turn), leftMs);
         this.#drop(turn.claim.requestId);
         return stored;
       } catch (error) {
-        const canRetry = error instanceof DatabaseUnavailable && leftMs > COMMIT_RETRY_MS;
+        const canRetry = error instanceof DatabaseUnavailable && Date.now() < deadlineMs;
         if (!canRetry) throw notStored(error, commitTimeoutMs);
-        await new Promise((resolve) => setTimeout(resolve, COMMIT_RETRY_MS));
       }
     }
   }
