@@ -153,9 +153,14 @@ export async function endRequest(
   request: RequestRow,
   claim: Claim | null,
 ): Promise<boolean> {
+  const insert = (tx: Orm) => tx.insert(requests).values(request).onConflictDoNothing();
+  if (claim === null) {
+    await insert(orm);
+    return true;
+  }
   return await orm.transaction(async (tx) => {
-    await tx.insert(requests).values(request).onConflictDoNothing();
-    return claim === null || (await clearClaim(tx, claim.conversationId, claim.requestId));
+    await insert(tx);
+    return await clearClaim(tx, claim.conversationId, claim.requestId);
   });
 }
 

@@ -47,8 +47,7 @@ export function createApp(services: Services, pendingDeletes: PendingDeletes): O
     return errorResponse(c, new ApiError(404, "unknown_url", message));
   });
   app.onError((error, c) => {
-    const isCut = drain.cut.signal.aborted;
-    const known = error instanceof CompletionAborted ? abortError(isCut) : toApiError(error);
+    const known = error instanceof CompletionAborted ? abortError(drain.isCut) : toApiError(error);
     const fields = { request: c.get("requestId"), code: known.code, err: known.cause ?? error };
     if (known.status === 500) log.error(fields, known.message);
     else log.debug(fields, known.message);

@@ -23,9 +23,8 @@ export async function postChatCompletion(c: Context, services: Services): Promis
   }
   const left = new AbortController();
   c.req.raw.signal.addEventListener("abort", () => left.abort(), { once: true });
-  const signal = AbortSignal.any([left.signal, drain.cut.signal]);
   const generation = new Generation(services, chat);
-  const run = generation.run(signal);
+  const run = generation.run(left);
   const head: AnswerHead = {
     id: `chatcmpl-${generation.id}`,
     created: Math.floor(Date.now() / 1000),
@@ -149,7 +148,7 @@ async function settledWithin(promise: Promise<unknown>, timeoutMs: number): Prom
 
 /** What the client is told when the stream breaks off. */
 function failure(error: unknown, { drain, log }: Services): ApiError {
-  if (error instanceof CompletionAborted) return abortError(drain.cut.signal.aborted);
+  if (error instanceof CompletionAborted) return abortError(drain.isCut);
   const known = toApiError(error);
   if (known.status === 500) log.error({ err: error }, "a stream failed");
   return known;

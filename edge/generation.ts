@@ -38,18 +38,18 @@ export class Generation {
   }
 
   /**
-   * Yields deltas as they come; returns when everything is stored. Whoever leaves early aborts the
-   * signal and calls return(). Throws ApiError, or CompletionAborted after the signal.
+   * Yields deltas as they come; returns when everything is stored. Whoever leaves early aborts `left`
+   * and calls return(). Throws ApiError, or CompletionAborted after the abort.
    */
-  async *run(signal: AbortSignal): AsyncGenerator<ChoiceDelta[], Outcome> {
+  async *run(left: AbortController): AsyncGenerator<ChoiceDelta[], Outcome> {
     const { drain, turns } = this.#services;
-    drain.enter();
+    const leave = drain.enter(() => left.abort());
     let hasStarted = false;
     let error: unknown = new CompletionAborted("the client left");
     try {
       const request = await this.#prepare();
       hasStarted = true;
-      const outcome = yield* this.#generate(request, signal);
+      const outcome = yield* this.#generate(request, left.signal);
       error = null;
       return outcome;
     } catch (cause) {
@@ -59,7 +59,7 @@ export class Generation {
       if (error !== null && (hasStarted || this.#claim !== null)) {
         await turns.end(this.#failedRow(error), this.#claim);
       }
-      drain.leave();
+      leave();
     }
   }
 

@@ -30,16 +30,23 @@ async function main(): Promise<void> {
   }
 }
 
+/** After the limit answers are cut; clients that still do not read are left behind after this. */
+const CUT_GRACE_MS = 1000;
+
 /** Lets the answers in progress end, and cuts those that take longer than the limit. */
 async function drain({ config, drain, log }: Services, stop: () => Promise<void>): Promise<void> {
   log.info({ answers: drain.inFlight }, "stopping");
-  const limit = setTimeout(() => drain.cut.abort(), config.drainTimeoutMs);
-  await drain.begin();
+  const limit = setTimeout(() => drain.cut(), config.drainTimeoutMs);
+  await atMost(drain.begin(), config.drainTimeoutMs + CUT_GRACE_MS);
   clearTimeout(limit);
-  // Clients that read their last bytes slowly get another second.
-  const patience = Promise.withResolvers<void>();
-  const timer = setTimeout(patience.resolve, 1000);
-  await Promise.race([stop(), patience.promise]);
+  await atMost(stop(), CUT_GRACE_MS);
+}
+
+/** Waits for the work, but no longer than the time. */
+async function atMost(work: Promise<void>, timeoutMs: number): Promise<void> {
+  const { promise: isLate, resolve } = Promise.withResolvers<void>();
+  const timer = setTimeout(resolve, timeoutMs);
+  await Promise.race([work, isLate]);
   clearTimeout(timer);
 }
 

@@ -20,32 +20,43 @@ export type Services = {
 
 /** The answers in progress, and a stop that waits for them while it refuses new ones. */
 export class DrainState {
-  #inFlight = 0;
+  /** How to end each answer in progress. */
+  readonly #cuts = new Set<() => void>();
   #isDraining = false;
+  #isCut = false;
   #idle: (() => void)[] = [];
-  /** Fires when answers in progress must end now. */
-  readonly cut = new AbortController();
 
   get isDraining(): boolean {
     return this.#isDraining;
   }
 
   get inFlight(): number {
-    return this.#inFlight;
+    return this.#cuts.size;
   }
 
-  enter(): void {
-    this.#inFlight++;
+  /** True once the limit of a stop has passed. */
+  get isCut(): boolean {
+    return this.#isCut;
   }
 
-  leave(): void {
-    this.#inFlight--;
-    if (this.#inFlight === 0) for (const resolve of this.#idle.splice(0)) resolve();
+  /** An answer begins, and can be ended by `cut`; returns what to call when it has ended. */
+  enter(cut: () => void): () => void {
+    this.#cuts.add(cut);
+    return () => {
+      this.#cuts.delete(cut);
+      if (this.#cuts.size === 0) for (const resolve of this.#idle.splice(0)) resolve();
+    };
+  }
+
+  /** Ends the answers in progress. */
+  cut(): void {
+    this.#isCut = true;
+    for (const cut of this.#cuts) cut();
   }
 
   /** Resolves when no answer is in progress. */
   async whenIdle(): Promise<void> {
-    if (this.#inFlight > 0) await new Promise<void>((resolve) => this.#idle.push(resolve));
+    if (this.#cuts.size > 0) await new Promise<void>((resolve) => this.#idle.push(resolve));
   }
 
   /** Refuses new requests from now on; resolves when no answer is in progress any more. */

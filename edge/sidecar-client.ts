@@ -46,7 +46,7 @@ export type SidecarClientOptions = {
   edgeName: string;
   log: Log;
   timings?: SidecarTimings;
-  /** Runs after each hello, before the first submit: the place for pending deletes. */
+  /** Runs after each hello, before the first submit; throws to refuse the sidecar. */
   onHello?: (client: SidecarClient) => Promise<void>;
   /** The sidecar has become ready, or is lost. */
   onChange?: () => void;
@@ -224,7 +224,12 @@ export class SidecarClient {
     this.model = model;
     this.#state = "greeted";
     this.#pingTimer = setInterval(() => this.#ping(), this.#timings.pingIntervalMs);
-    await this.#options.onHello?.(this);
+    try {
+      await this.#options.onHello?.(this);
+    } catch (error) {
+      if (this.#socket === socket) this.#lose((error as Error).message, CloseCode.outOfOrder);
+      return;
+    }
     if (this.#socket !== socket) return; // lost meanwhile
     this.#state = "ready";
     this.#backoffMs = this.#timings.backoffMinMs;

@@ -56,7 +56,10 @@ export async function startServices(config: EdgeConfig): Promise<StartedServices
         secret: config.sidecarSecret,
         edgeName,
         log,
-        onHello: (client) => pendingDeletes.send(client),
+        onHello: async (client) => {
+          refuseSameName(client, clients);
+          await pendingDeletes.send(client);
+        },
         onChange: () => sidecars.wake(),
       }),
     );
@@ -69,4 +72,11 @@ export async function startServices(config: EdgeConfig): Promise<StartedServices
     await database.close();
   };
   return { services, pendingDeletes, close };
+}
+
+/** Caches and pending deletes are kept under a sidecar's name: two must not share one. */
+function refuseSameName(client: SidecarClient, clients: readonly SidecarClient[]): void {
+  const other = clients.find(({ name, url }) => name === client.name && url !== client.url);
+  if (other === undefined) return;
+  throw new Error(`its name "${client.name}" is that of ${other.url}: start it with another --name`);
 }

@@ -253,6 +253,57 @@ describe("a client that leaves", () => {
   });
 });
 
+describe("a client that reads slowly", () => {
+  test("gets the same text in fewer chunks", async () => {
+    sidecar.script = (stream) => {
+      for (let i = 0; i < 500; i++) stream.delta(`${i} `);
+      stream.done();
+    };
+    const response = await edge.chat({ stream: true });
+    // The deltas merge while nobody reads; another answer's end shows that they have arrived.
+    const later = await edge.chat({});
+    await later.text();
+    const chunks = chunksOf(await readEvents(response));
+    const text = chunks.map((chunk) => chunk["choices"][0].delta.content ?? "").join("");
+    expect(text).toBe(Array.from({ length: 500 }, (_, i) => `${i} `).join(""));
+    expect(chunks.length).toBeLessThan(100);
+  });
+});
+
+describe("a stop", () => {
+  test("refuses new requests, and past its limit ends the answers in progress", async () => {
+    const own = await startEdge(pg.url, [sidecar]);
+    let aborted: Promise<void> | undefined;
+    sidecar.script = (stream) => {
+      aborted = stream.aborted;
+      stream.delta("half");
+    };
+    const stream = await own.chat({ stream: true });
+    const idle = own.services.drain.begin();
+    expect(await errorOf(await own.chat({}))).toMatchObject({ status: 503, code: "shutting_down" });
+    expect((await own.request("/readyz")).status).toBe(503);
+    own.services.drain.cut();
+    await aborted;
+    const events = await readEvents(stream);
+    await idle;
+    expect(JSON.parse(events.at(-1)!)).toMatchObject({ error: { code: "shutting_down" } });
+    await own.close();
+  });
+});
+
+describe("two sidecars of one name", () => {
+  test("are not both used: deletes are kept by name", async () => {
+    const twins = [new FakeSidecar({ name: "twin" }), new FakeSidecar({ name: "twin" })];
+    const own = await startEdge(pg.url, twins);
+    await Promise.all(twins.map((twin) => twin.until(() => twin.frames.length > 0)));
+    await own.chat({});
+    await own.chat({});
+    expect(own.services.sidecars.clients.filter((client) => client.isReady)).toHaveLength(1);
+    await own.close();
+    await Promise.all(twins.map((twin) => twin.stop()));
+  });
+});
+
 describe("limits", () => {
   test("more answers at once than --max-in-flight are refused with 429", async () => {
     const own = await startEdge(pg.url, [sidecar], ["--max-in-flight", "1"]);

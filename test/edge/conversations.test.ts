@@ -201,6 +201,30 @@ describe("two turns at once on one conversation", () => {
   });
 });
 
+describe("a long answer", () => {
+  test("keeps its conversation by renewing the lease", async () => {
+    const own = await startEdge(pg.url, [sidecar], ["--lease-ms", "1000"]);
+    const id = await newConversation({}, own);
+    const { running, release } = heldAnswer();
+    const answer = own.chat({ conversation: id });
+    await running;
+    const lease = async () => {
+      const rows = await edge.services.database.run((orm) =>
+        orm.execute<{ lease: string }>(
+          sql`select lease_expires_at as lease from conversations where id = ${id}`,
+        ),
+      );
+      return rows[0]!.lease;
+    };
+    const first = await lease();
+    while ((await lease()) === first);
+    expect((await edge.chat({ conversation: id })).status).toBe(409);
+    release();
+    expect((await answer).status).toBe(200);
+    await own.close();
+  });
+});
+
 describe("a delete", () => {
   test("removes the messages and has the sidecar forget", async () => {
     const id = await newConversation();
