@@ -1,4 +1,5 @@
-// Messages to prompt text by the model's own Jinja template, with the variables that the reference implementation gives it.
+// Messages to prompt text by the model's own Jinja template, with the variables that the reference
+// implementation gives it.
 
 import { existsSync, readFileSync } from "node:fs";
 import { join } from "node:path";
@@ -23,7 +24,8 @@ export const PLAIN_TEMPLATE =
   "{{ bos_token if bos_token }}{% for message in messages %}{{ message.role | capitalize }}: {{ message.content }}\n\n" +
   "{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}";
 
-/** The template refused these messages, or failed on them; the message is the template's own where it gave one. */
+/** The template refused these messages, or failed on them; the message is the template's own where it gave
+ * one. */
 export class ChatTemplateError extends Error {
   override name = "ChatTemplateError";
 }
@@ -59,7 +61,8 @@ export class ChatTemplate {
   }
 }
 
-/** chat_template.jinja, else chat_template.json, else tokenizer_config.json, else PLAIN_TEMPLATE. Throws ModelError. */
+/** chat_template.jinja, else chat_template.json, else tokenizer_config.json, else PLAIN_TEMPLATE. Throws
+ * ModelError. */
 export async function loadChatTemplate(directory: string): Promise<ChatTemplate> {
   const { file, source } = findTemplate(directory);
   const variables = readSpecialTokens(directory);

@@ -1,6 +1,6 @@
-// Decode steps as captured graphs: on a GPU, launching some hundred kernels one by one costs more than running them. A
-// graph has a fixed number of rows, so decode batches are padded up to the next bucket, and each bucket is
-// captured the first time it is met.
+// Decode steps as captured graphs: on a GPU, launching some hundred kernels one by one costs more than
+// running them. A graph has a fixed number of rows, so decode batches are padded up to the next bucket, and
+// each bucket is captured the first time it is met.
 
 import type { Device } from "../native.ts";
 import type { Batch } from "./batch.ts";
@@ -39,7 +39,8 @@ export class DecodeGraphs {
     this.#prepared.set(batch, bucket);
   }
 
-  /** Enqueues `operations`, which must depend on the step's input alone: as a graph where the batch was prepared. */
+  /** Enqueues `operations`, which must depend on the step's input alone: as a graph where the batch was
+   * prepared. */
   run(batch: Batch, operations: () => void): void {
     const bucket = this.#prepared.get(batch);
     this.#prepared.delete(batch);

@@ -1,5 +1,5 @@
-// What every architecture family has in common: the interface of a decoder, and a step's operations on the shared
-// workspace, from which each family's file composes its layers.
+// What every architecture family has in common: the interface of a decoder, and a step's operations on the
+// shared workspace, from which each family's file composes its layers.
 
 import { type Device, type DeviceAddress, DTYPE_BYTES, NO_ADDRESS, type WeightHandle } from "../native.ts";
 import type { JsonFields } from "./json-fields.ts";
@@ -62,7 +62,8 @@ export interface PlainMlpWeights {
   readonly downBias: DeviceAddress;
 }
 
-/** The step being enqueued: its row count, its hooks, and activations of (maxRows, ...) in the compute dtype. */
+/** The step being enqueued: its row count, its hooks, and activations of (maxRows, ...) in the compute
+ * dtype. */
 export class Step {
   rowCount = 0;
   hooks: ForwardHooks | null = null;
@@ -111,7 +112,8 @@ export class Step {
     this.device.layerNorm({ y, x, weight, bias, rowCount, size, epsilon });
   }
 
-  /** hidden += attention(x), with x (rows, hidden); stores the rows' keys and values in the layer's blocks. */
+  /** hidden += attention(x), with x (rows, hidden); stores the rows' keys and values in the layer's
+   * blocks. */
   addAttention(layer: number, x: DeviceAddress, weights: AttentionWeights): void {
     const { device, rowCount } = this;
     this.#matmul(this.#qkv, x, weights.qkv, weights.qkvBias);

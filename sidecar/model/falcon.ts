@@ -1,6 +1,6 @@
-// Falcon: layer norms, one fused query_key_value matrix, a GELU MLP that mostly runs beside attention on the same residual.
-// 7B shares one key-value head (multi-query) and one norm; 40B groups heads and norms attention and MLP apart;
-// the RW versions use ALiBi, and some run the MLP after attention.
+// Falcon: layer norms, one fused query_key_value matrix, a GELU MLP that mostly runs beside attention on the
+// same residual. 7B shares one key-value head (multi-query) and one norm; 40B groups heads and norms
+// attention and MLP apart; the RW versions use ALiBi, and some run the MLP after attention.
 
 import { type DeviceAddress, NO_ADDRESS, type WeightHandle } from "../native.ts";
 import type { AttentionWeights, Decoder, Family, PlainMlpWeights, Step } from "./decoder.ts";
@@ -120,7 +120,8 @@ function loadNorm({ hiddenSize }: FalconConfig, source: WeightSource, at: string
   };
 }
 
-/** The fused tensor holds, for each key-value head, its query heads, then k, then v; attention wants all q, all k, all v. */
+/** The fused tensor holds, for each key-value head, its query heads, then k, then v; attention wants all
+ * q, all k, all v. */
 function splitQkvRows({ heads, kvHeads, headDim }: FalconConfig, tensor: string): RowRange[] {
   const queriesPerGroup = heads / kvHeads;
   const groupHeads = queriesPerGroup + 2;

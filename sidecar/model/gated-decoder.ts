@@ -1,4 +1,5 @@
-// The decoder of Llama, which Mistral and Qwen took over with small changes: RMS norm, attention, RMS norm, gated MLP.
+// The decoder of Llama, which Mistral and Qwen took over with small changes: RMS norm, attention, RMS norm,
+// gated MLP.
 
 import { type DeviceAddress, NO_ADDRESS, type WeightHandle } from "../native.ts";
 import type { AttentionWeights, Decoder, GatedMlpWeights, Step } from "./decoder.ts";

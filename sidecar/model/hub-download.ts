@@ -1,6 +1,6 @@
-// Downloads one file of the hub into a blob: by Range requests, so that a broken download goes on where it stopped, also in
-// a later process; checked by size and content hash before it gets its name. Bytes are written at their own
-// offsets, so two processes that download the same blob at once do no harm.
+// Downloads one file of the hub into a blob: by Range requests, so that a broken download goes on where it
+// stopped, also in a later process; checked by size and content hash before it gets its name. Bytes are
+// written at their own offsets, so two processes that download the same blob at once do no harm.
 
 import { createHash, type Hash } from "node:crypto";
 import { existsSync } from "node:fs";
@@ -142,7 +142,8 @@ function newHash({ hash, bytes }: RemoteFile): Hash {
   return hash === "sha256" ? createHash("sha256") : createHash("sha1").update(`blob ${bytes}\0`);
 }
 
-/** GET from `offset` on. Redirects are followed here: the token goes to the hub alone, never to its storage hosts. */
+/** GET from `offset` on. Redirects are followed here: the token goes to the hub alone, never to its
+ * storage hosts. */
 async function request(url: string, offset: number, token: string | null): Promise<Response> {
   const { origin } = new URL(url);
   let at = url;

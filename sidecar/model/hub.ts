@@ -103,7 +103,8 @@ async function downloadModel(hub: Hub, options: ResolveModelOptions): Promise<st
   return snapshot;
 }
 
-/** An entry of the hub's file list; the blob is named as other programs name it: SHA-256 of big files, git id of small. */
+/** An entry of the hub's file list; the blob is named as other programs name it: SHA-256 of big files, git
+ * id of small. */
 function remoteFile(
   hub: Hub,
   sha: string,
@@ -169,7 +170,8 @@ function refuseOffline(hub: Hub): never {
   throw new HubError(`${hub.name} is not in the cache ${hub.cache}, and HF_HUB_OFFLINE forbids to download it`);
 }
 
-/** What went wrong, in terms of the person's next step; a model in the cache is used when the hub does not answer. */
+/** What went wrong, in terms of the person's next step; a model in the cache is used when the hub does not
+ * answer. */
 function fallBack(hub: Hub, error: Error, { onProgress }: ResolveModelOptions): string {
   if (error instanceof HubError) throw error;
   const status = error instanceof HubApiError || error instanceof DownloadError ? error.statusCode : null;

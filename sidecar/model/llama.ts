@@ -1,5 +1,5 @@
-// Llama 1, 2, 3 and the many models of its shape: rotary positions, grouped key-value heads, gated SiLU MLP. Attention and
-// MLP may have biases; the output matrix may be the embedding.
+// Llama 1, 2, 3 and the many models of its shape: rotary positions, grouped key-value heads, gated SiLU MLP.
+// Attention and MLP may have biases; the output matrix may be the embedding.
 
 import type { Family } from "./decoder.ts";
 import { GatedDecoder } from "./gated-decoder.ts";

@@ -1,4 +1,5 @@
-// Mistral: Llama's layer without biases; the first versions attend to a sliding window of positions in every layer.
+// Mistral: Llama's layer without biases; the first versions attend to a sliding window of positions in every
+// layer.
 
 import type { Family } from "./decoder.ts";
 import { GatedDecoder } from "./gated-decoder.ts";

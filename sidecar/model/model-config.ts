@@ -1,5 +1,6 @@
-// What config.json says about a model, as one frozen object, and the readers that families share. They know the old
-// spelling of fields and the new one (transformers 5), and refuse by name what a forward pass would get silently wrong.
+// What config.json says about a model, as one frozen object, and the readers that families share. They know
+// the old spelling of fields and the new one (transformers 5), and refuse by name what a forward pass would
+// get silently wrong.
 
 import type { JsonFields } from "./json-fields.ts";
 import { readRope, type Rope } from "./rope.ts";
@@ -44,7 +45,8 @@ export interface GatedConfig extends BaseConfig {
 export interface FalconConfig extends BaseConfig {
   readonly family: "falcon";
   readonly hasBias: boolean;
-  /** "parallel1": one norm for attention and MLP; "parallel2": one each; "sequential": MLP after attention. */
+  /** "parallel1": one norm for attention and MLP; "parallel2": one each; "sequential": MLP after
+   * attention. */
   readonly layout: "parallel1" | "parallel2" | "sequential";
 }
 

@@ -1,4 +1,5 @@
-// Why a model cannot be used: the message names the file and the field or tensor, and says what would be right.
+// Why a model cannot be used: the message names the file and the field or tensor, and says what would be
+// right.
 
 export class ModelError extends Error {
   override name = "ModelError";

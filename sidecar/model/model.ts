@@ -2,7 +2,16 @@
 
 import { basename } from "node:path";
 import { assert } from "../assert.ts";
-import { Device, type DeviceAddress, DTYPE_BYTES, type DType, type Isa, NativeLibrary } from "../native.ts";
+import {
+  type Device,
+  type DeviceAddress,
+  type DeviceConfig,
+  DTYPE_BYTES,
+  type DType,
+  type Isa,
+  NativeLibrary,
+  NO_ADDRESS,
+} from "../native.ts";
 import { loadDecoder, loadModelConfig } from "./architecture.ts";
 import type { Batch } from "./batch.ts";
 import { DecodeGraphs } from "./decode-graph.ts";
@@ -31,7 +40,8 @@ export interface LoadModelOptions {
   readonly blockTokens: number;
   /** auto: as the weights. */
   readonly kvDtype: "auto" | WeightDtype;
-  /** Of activations; auto: as the weights, 16 bits for F32 ones. The CPU library computes in f32 whatever this says. */
+  /** Of activations; auto: as the weights, 16 bits for F32 ones. The CPU library computes in f32 whatever
+   * this says. */
   readonly computeDtype: "auto" | WeightDtype;
   /** CPU compute threads; 0: cores - 1. */
   readonly threads: number;
@@ -84,7 +94,8 @@ export class Model {
     this.#graphs.prepare(batch);
   }
 
-  /** Enqueues a step that has begun: its rows through all layers, logits, sampled tokens. With hooks, no graph is used. */
+  /** Enqueues a step that has begun: its rows through all layers, logits, sampled tokens. With hooks, no
+   * graph is used. */
   forward(batch: Batch, hooks: ForwardHooks | null = null): void {
     if (hooks === null) this.#graphs.run(batch, () => this.computeLogits(batch, null));
     else this.computeLogits(batch, hooks);
@@ -113,7 +124,7 @@ export class Model {
       y: this.logits,
       x: y,
       weight: this.#decoder.outputMatrix,
-      bias: 0 as DeviceAddress,
+      bias: NO_ADDRESS,
       rowCount: logitCount,
       accumulate: false,
       f32Out: true,
@@ -129,8 +140,8 @@ export async function loadModel(options: LoadModelOptions): Promise<Model> {
   let device: Device | null = null;
   try {
     const check = checkpoint === null ? null : checkWeights(config, checkpoint, options);
-    const library = new NativeLibrary(options.libraryPath);
-    device = library.openDevice(deviceConfig(config, check?.dtype ?? config.dtype, options));
+    const fixed = deviceConfig(config, check?.dtype ?? config.dtype, options);
+    device = new NativeLibrary(options.libraryPath).openDevice(fixed);
     setPositions(device, config);
     const { decoder, weightsHash } =
       check === null
@@ -158,8 +169,8 @@ function checkWeights(config: ModelConfig, checkpoint: Checkpoint, options: Load
   loadDecoder(config, check);
   const unused = check.unused().filter((name) => !isHarmless(name, config));
   if (unused.length > 0) {
-    const some = unused.slice(0, 3).join(", ");
-    options.onProgress(`${unused.length} tensors of the model are not used (${some}${unused.length > 3 ? ", ..." : ""})`);
+    const some = unused.slice(0, 3).join(", ") + (unused.length > 3 ? ", ..." : "");
+    options.onProgress(`tensors of the model that are not used: ${unused.length} (${some})`);
   }
   return { checkpoint, bytes: check.bytes, dtype: check.firstDtype };
 }
@@ -169,7 +180,11 @@ function isHarmless(name: string, config: ModelConfig): boolean {
   return name.endsWith("rotary_emb.inv_freq") || (config.isTied && name === "lm_head.weight");
 }
 
-function deviceConfig(config: ModelConfig, weightDtype: WeightDtype, options: LoadModelOptions) {
+function deviceConfig(
+  config: ModelConfig,
+  weightDtype: WeightDtype,
+  options: LoadModelOptions,
+): DeviceConfig {
   const maxPositions = options.maxModelLen ?? config.maxPositions;
   if (maxPositions > config.maxPositions) {
     const reason = `the model was made for ${config.maxPositions} tokens: --max-model-len ${maxPositions} is too long`;
@@ -193,7 +208,7 @@ function deviceConfig(config: ModelConfig, weightDtype: WeightDtype, options: Lo
     threadCount: options.threads,
     isa: options.isa ?? "best",
     gpuIndex: options.gpuIndex,
-  } as const;
+  };
 }
 
 function computeDtypeOf(weightDtype: WeightDtype, options: LoadModelOptions): DType {

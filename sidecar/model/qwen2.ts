@@ -1,4 +1,5 @@
-// Qwen2 and Qwen2.5: Llama's layer with biases on q, k and v alone; upper layers may attend to a sliding window.
+// Qwen2 and Qwen2.5: Llama's layer with biases on q, k and v alone; upper layers may attend to a sliding
+// window.
 
 import type { Family } from "./decoder.ts";
 import { GatedDecoder } from "./gated-decoder.ts";

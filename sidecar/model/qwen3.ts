@@ -1,4 +1,5 @@
-// Qwen3: Llama's layer with an RMS norm on every head of q and k before their rotation, in place of Qwen2's biases.
+// Qwen3: Llama's layer with an RMS norm on every head of q and k before their rotation, in place of Qwen2's
+// biases.
 
 import type { Family } from "./decoder.ts";
 import { GatedDecoder } from "./gated-decoder.ts";

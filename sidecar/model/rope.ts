@@ -1,5 +1,5 @@
-// Rotary position embedding: the angle by which each pair of dims turns per position. Every supported scaling only
-// changes these frequencies, so keys can be stored relative to their block whatever the model.
+// Rotary position embedding: the angle by which each pair of dims turns per position. Every supported scaling
+// only changes these frequencies, so keys can be stored relative to their block whatever the model.
 
 import type { JsonFields } from "./json-fields.ts";
 
@@ -64,8 +64,8 @@ function llama3Scaled(frequencies: Float64Array, scaling: JsonFields): Float64Ar
   });
 }
 
-/** ALiBi slopes of `heads` heads (Press et al. 2022): a geometric series, with the odd terms of the next one appended
- * where the number of heads is not a power of two. */
+/** ALiBi slopes of `heads` heads (Press et al. 2022): a geometric series, with the odd terms of the next
+ * one appended where the number of heads is not a power of two. */
 export function alibiSlopes(heads: number): Float32Array {
   const powerOfTwo = 2 ** Math.floor(Math.log2(heads));
   return Float32Array.from({ length: heads }, (_, head) => {

@@ -1,6 +1,6 @@
-// Reads safetensors files, one or sharded: 8 bytes of header length, a JSON header, then the tensors' bytes. The
-// header is checked against the file before anything is believed; bytes are read where they are wanted, never
-// a whole file at once. Format: https://huggingface.co/docs/safetensors.
+// Reads safetensors files, one or sharded: 8 bytes of header length, a JSON header, then the tensors' bytes.
+// The header is checked against the file before anything is believed; bytes are read where they are wanted,
+// never a whole file at once. Format: https://huggingface.co/docs/safetensors.
 
 import { closeSync, existsSync, fstatSync, openSync, readSync } from "node:fs";
 import { join } from "node:path";
@@ -43,7 +43,8 @@ export class SafetensorsFile {
     }
   }
 
-  /** Fills `into` with the tensor's bytes from `offsetBytes` on. Throws ModelError when the file ends before. */
+  /** Fills `into` with the tensor's bytes from `offsetBytes` on. Throws ModelError when the file ends
+   * before. */
   read(tensor: TensorInfo, offsetBytes: number, into: Uint8Array): void {
     readExactly(this.path, this.#descriptor, into, tensor.beginByte + offsetBytes, tensor.name);
   }
@@ -53,7 +54,8 @@ export class SafetensorsFile {
   }
 }
 
-/** All tensors of a model directory: model.safetensors, or the shards that model.safetensors.index.json lists. */
+/** All tensors of a model directory: model.safetensors, or the shards that model.safetensors.index.json
+ * lists. */
 export class Checkpoint {
   readonly #files: readonly SafetensorsFile[];
   readonly #tensors = new Map<string, { file: SafetensorsFile; info: TensorInfo }>();

@@ -1,5 +1,6 @@
-// What each token stands for, in bytes: the one thing that streaming text, logprobs and stop strings need. Byte-level BPE
-// writes bytes as printable characters; sentencepiece writes spaces as U+2581 and rare bytes as <0xNN>.
+// What each token stands for, in bytes: the one thing that streaming text, logprobs and stop strings need.
+// Byte-level BPE writes bytes as printable characters; sentencepiece writes spaces as U+2581 and rare bytes
+// as <0xNN>.
 
 import type { JsonFields } from "./json-fields.ts";
 

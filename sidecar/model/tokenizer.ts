@@ -1,8 +1,9 @@
-// Text to token ids and back. Encoding is @huggingface/tokenizers, long texts in a worker so that sockets never wait for
-// them; decoding is by bytes of tokens, so that a character split over tokens is only emitted whole.
+// Text to token ids and back. Encoding is @huggingface/tokenizers, long texts in a worker so that sockets
+// never wait for them; decoding is by bytes of tokens, so that a character split over tokens is only emitted
+// whole.
 //
-// A rendered prompt is encoded as one text, as the reference implementation and other servers do: special tokens that
-// a user types are special tokens. Templates that must not allow it have to say so themselves.
+// A rendered prompt is encoded as one text, as the reference implementation and other servers do: special
+// tokens that a user types are special tokens. Templates that must not allow it have to say so themselves.
 
 import { join } from "node:path";
 import { Tokenizer as HfTokenizer } from "@huggingface/tokenizers";
@@ -62,7 +63,8 @@ export class Tokenizer {
     return encodeWith(this.#tokenizer, text);
   }
 
-  /** encode(), off this thread where the text is long. Rejects when the worker fails or the tokenizer is closed. */
+  /** encode(), off this thread where the text is long. Rejects when the worker fails or the tokenizer is
+   * closed. */
   async encodeAsync(text: string): Promise<Int32Array> {
     if (text.length <= INLINE_CHARACTERS_MAX) return this.encode(text);
     this.#worker ??= new EncodeWorker(this.directory);

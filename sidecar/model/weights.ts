@@ -1,6 +1,6 @@
-// Where a decoder's weights come from. A family names the tensors and shapes it wants, once; the same declaration is run
-// against a check (is everything there, how many bytes?), then against the checkpoint or a random source,
-// which put the weights on the device.
+// Where a decoder's weights come from. A family names the tensors and shapes it wants, once; the same
+// declaration is run against a check (is everything there, how many bytes?), then against the checkpoint or a
+// random source, which put the weights on the device.
 
 import { assert } from "../assert.ts";
 import { type Device, type DeviceAddress, NO_ADDRESS, type WeightHandle } from "../native.ts";

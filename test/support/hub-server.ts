@@ -1,6 +1,6 @@
-// A small server that speaks the Hugging Face hub's API: model info, file tree, resolve with redirects, ETag and Range;
-// it can be gated, break connections and count what was asked of it. Big files come from a second origin, as from
-// the hub's storage.
+// A small server that speaks the Hugging Face hub's API: model info, file tree, resolve with redirects, ETag
+// and Range; it can be gated, break connections and count what was asked of it. Big files come from a second
+// origin, as from the hub's storage.
 
 import { createHash } from "node:crypto";
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
@@ -25,7 +25,8 @@ export class HubServer {
   readonly requests: HubRequest[] = [];
   /** Token that the models ask for; null: public. */
   token: string | null = null;
-  /** Destroys the connection after this many bytes of a body; each entry is used once, for one storage request. */
+  /** Destroys the connection after this many bytes of a body; each entry is used once, for one storage
+   * request. */
   readonly cuts: number[] = [];
   /** Answers storage requests with the whole file, whatever range is asked. */
   ignoresRange = false;
