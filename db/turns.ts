@@ -94,6 +94,14 @@ export async function renewLeases(orm: Orm, requestIds: string[], leaseMs: numbe
     .where(inArray(conversations.activeRequestId, requestIds));
 }
 
+/** Gives the claims of ended requests back. */
+export async function releaseClaims(orm: Orm, requestIds: string[]): Promise<void> {
+  await orm
+    .update(conversations)
+    .set({ activeRequestId: null, leaseExpiresAt: null })
+    .where(inArray(conversations.activeRequestId, requestIds));
+}
+
 /** Before a sidecar sees the conversation: whoever may hold its blocks must be known to a delete. */
 export async function recordPlacement(orm: Orm, claim: Claim, sidecar: string): Promise<void> {
   if (claim.sidecar === sidecar) return;

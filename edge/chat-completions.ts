@@ -1,6 +1,7 @@
 // POST /v1/chat/completions: OpenAI's chat, as one JSON object or as a stream of server-sent events.
 
 import type { Context } from "hono";
+import type { ChatRequest } from "./chat-request.ts";
 import { chatRequest } from "./chat-request.ts";
 import type { AnswerHead, Outcome } from "./chat-response.ts";
 import { ChunkWriter, completionBody, errorEvent, KEEP_ALIVE, STREAM_END } from "./chat-response.ts";
@@ -16,32 +17,46 @@ type Step = IteratorResult<ChoiceDelta[], Outcome>;
 
 export async function postChatCompletion(c: Context, services: Services): Promise<Response> {
   const { config, drain } = services;
-  const chat = await readJson(c.req.raw, chatRequest, config.bodyLimitBytes);
   if (drain.inFlight >= config.maxInFlight) {
     const message = `${config.maxInFlight} answers are in progress already.`;
     throw new ApiError(429, "too_many_requests", message, { retryAfterS: 1 });
   }
   const left = new AbortController();
   c.req.raw.signal.addEventListener("abort", () => left.abort(), { once: true });
-  const generation = new Generation(services, chat);
-  const run = generation.run(left);
+  const leave = drain.enter(() => left.abort());
+  let chat: ChatRequest;
+  try {
+    chat = await readJson(c.req.raw, chatRequest, config.bodyLimitBytes);
+  } catch (error) {
+    leave();
+    throw error;
+  }
+  const generation = new Generation(services, chat, leave);
+  const run = generation.run(left.signal);
   const head: AnswerHead = {
     id: `chatcmpl-${generation.id}`,
     created: Math.floor(Date.now() / 1000),
     model: chat.model,
   };
-  if (chat.stream !== true) {
-    const outcome = await lastOf(run);
-    return c.json(completionBody(head, generation.answers, outcome));
-  }
+  if (chat.stream === true) return await streamAnswer(c, services, { chat, head, run, left });
+  const outcome = await lastOf(run);
+  return c.json(completionBody(head, generation.answers, outcome));
+}
+
+async function streamAnswer(
+  c: Context,
+  services: Services,
+  { chat, head, run, left }: { chat: ChatRequest; head: AnswerHead; run: Run; left: AbortController },
+): Promise<Response> {
+  const { keepAliveMs } = services.config;
   // Refusals come before the first token: wait for it, so that they get their HTTP status. Who waits
   // long, in a queue, gets the headers and comments meanwhile.
   const first = run.next();
-  await settledWithin(first, config.keepAliveMs);
+  await settledWithin(first, keepAliveMs);
   const includeUsage = chat.stream_options?.include_usage === true;
   const writer = new ChunkWriter(head, includeUsage);
-  const events = new EventStream(run, first, generation.choiceCount, writer, includeUsage);
-  const body = events.open(config.keepAliveMs, (error) => failure(error, services), () => left.abort());
+  const events = new EventStream(run, first, chat.n ?? 1, writer, includeUsage);
+  const body = events.open(keepAliveMs, (error) => failure(error, services), () => left.abort());
   return c.body(body, 200, {
     "content-type": "text/event-stream; charset=utf-8",
     "cache-control": "no-cache",

@@ -13,7 +13,8 @@ export const storableText = z
   .string()
   .refine((text) => text.isWellFormed() && !text.includes("\0"), { error: UNSTORABLE });
 
-const CONTENT_ERROR = 'must be a string or an array of parts {"type": "text", "text": "..."}; other parts are not supported';
+const CONTENT_ERROR =
+  'must be a string or an array of parts {"type": "text", "text": "..."}; other parts are not supported';
 
 /** A string, or text parts that are joined. */
 export function textContent(partTypes: readonly [string, ...string[]]) {

@@ -58,7 +58,8 @@ export class ChunkWriter {
   /** First chunk of a choice. */
   role(choice: number): string {
     const delta = `{"role":"assistant","content":"","refusal":null}`;
-    return `${this.#start}{"index":${choice},"delta":${delta},"logprobs":null,"finish_reason":null}${this.#end}`;
+    const fields = `{"index":${choice},"delta":${delta},"logprobs":null,"finish_reason":null}`;
+    return `${this.#start}${fields}${this.#end}`;
   }
 
   /** New text; "" for a delta that has nothing to show yet. */

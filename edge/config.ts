@@ -27,6 +27,8 @@ const LOG_LEVELS = ["debug", "info", "warn", "error", "silent"] as const;
 export const LIMITS = Object.freeze({
   /** Nesting of a request body's arrays and objects. */
   jsonDepth: 32,
+  /** From a request's head to the last byte of its body. */
+  bodyTimeoutMs: 60_000,
   /** Messages of one request. */
   messages: 10_000,
   /** Conversations on one page of a list. */

@@ -9,7 +9,7 @@ export type ErrorBody = {
   error: { message: string; type: string; param: string | null; code: string };
 };
 
-export type ApiStatus = 400 | 401 | 403 | 404 | 405 | 409 | 413 | 415 | 429 | 500 | 503 | 504;
+export type ApiStatus = 400 | 401 | 403 | 404 | 408 | 409 | 413 | 415 | 429 | 500 | 503 | 504;
 
 export class ApiError extends Error {
   override name = "ApiError";

@@ -16,19 +16,22 @@ import { conversationNotFound } from "./turn-keeper.ts";
 
 export class Generation {
   readonly id = uuidv7();
-  readonly choiceCount: number;
+  readonly #choiceCount: number;
   readonly #services: Services;
   readonly #chat: ChatRequest;
   readonly #answers: ChoiceAnswer[];
   #sidecar: string | null = null;
   #claim: Claim | null = null;
   #newMessages: NewMessage[];
+  readonly #onEnd: () => void;
 
-  constructor(services: Services, chat: ChatRequest) {
+  /** `onEnd` is called when `run` has ended, however it does. */
+  constructor(services: Services, chat: ChatRequest, onEnd: () => void) {
+    this.#onEnd = onEnd;
     this.#services = services;
     this.#chat = chat;
-    this.choiceCount = chat.n ?? 1;
-    this.#answers = Array.from({ length: this.choiceCount }, () => ({ text: "", logprobs: null }));
+    this.#choiceCount = chat.n ?? 1;
+    this.#answers = Array.from({ length: this.#choiceCount }, () => ({ text: "", logprobs: null }));
     this.#newMessages = chatMessages(chat);
   }
 
@@ -38,18 +41,17 @@ export class Generation {
   }
 
   /**
-   * Yields deltas as they come; returns when everything is stored. Whoever leaves early aborts `left`
+   * Yields deltas as they come; returns when everything is stored. Whoever leaves early aborts the signal
    * and calls return(). Throws ApiError, or CompletionAborted after the abort.
    */
-  async *run(left: AbortController): AsyncGenerator<ChoiceDelta[], Outcome> {
-    const { drain, turns } = this.#services;
-    const leave = drain.enter(() => left.abort());
+  async *run(signal: AbortSignal): AsyncGenerator<ChoiceDelta[], Outcome> {
+    const { turns } = this.#services;
     let hasStarted = false;
     let error: unknown = new CompletionAborted("the client left");
     try {
       const request = await this.#prepare();
       hasStarted = true;
-      const outcome = yield* this.#generate(request, left.signal);
+      const outcome = yield* this.#generate(request, signal);
       error = null;
       return outcome;
     } catch (cause) {
@@ -59,7 +61,7 @@ export class Generation {
       if (error !== null && (hasStarted || this.#claim !== null)) {
         await turns.end(this.#failedRow(error), this.#claim);
       }
-      leave();
+      this.#onEnd();
     }
   }
 
@@ -146,7 +148,7 @@ export class Generation {
       return { done, sidecar, turn: null };
     }
     const { completionTokens } = done.usage;
-    const tokenCount = this.choiceCount === 1 ? completionTokens : null;
+    const tokenCount = this.#choiceCount === 1 ? completionTokens : null;
     const answers = this.#answers.map(({ text }) => ({ content: storable(text), tokenCount }));
     const stored = await turns.commit({ claim, request: row, newMessages: this.#newMessages, answers });
     return { done, sidecar, turn: { conversationId: claim.conversationId, ...stored } };
@@ -160,7 +162,7 @@ export class Generation {
       model: this.#chat.model,
       sidecar: this.#sidecar,
       isStream: this.#chat.stream === true,
-      choiceCount: this.choiceCount,
+      choiceCount: this.#choiceCount,
     };
   }
 

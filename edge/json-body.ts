@@ -47,14 +47,31 @@ async function readBytes(request: Request, limitBytes: number): Promise<Uint8Arr
   const tooLarge = new ApiError(413, "body_too_large", `The body is longer than ${limitBytes} bytes.`);
   if (Number(request.headers.get("content-length") ?? 0) > limitBytes) throw tooLarge;
   if (request.body === null) return new Uint8Array(0);
+  const reader = request.body.getReader();
+  let isLate = false;
+  const timer = setTimeout(() => {
+    isLate = true;
+    void reader.cancel();
+  }, LIMITS.bodyTimeoutMs);
   const chunks: Uint8Array[] = [];
   let length = 0;
-  for await (const chunk of request.body as unknown as AsyncIterable<Uint8Array>) {
-    length += chunk.length;
-    if (length > limitBytes) throw tooLarge;
-    chunks.push(chunk);
+  try {
+    for (let part = await reader.read(); !part.done; part = await reader.read()) {
+      length += part.value.length;
+      if (length > limitBytes) throw tooLarge;
+      chunks.push(part.value);
+    }
+  } finally {
+    clearTimeout(timer);
   }
-  if (chunks.length === 1) return chunks[0]!;
+  if (isLate) {
+    const message = `The body took longer than ${LIMITS.bodyTimeoutMs} ms to arrive.`;
+    throw new ApiError(408, "body_timeout", message);
+  }
+  return chunks.length === 1 ? chunks[0]! : concatenate(chunks, length);
+}
+
+function concatenate(chunks: Uint8Array[], length: number): Uint8Array {
   const bytes = new Uint8Array(length);
   let offset = 0;
   for (const chunk of chunks) {

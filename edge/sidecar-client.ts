@@ -52,6 +52,9 @@ export type SidecarClientOptions = {
   onChange?: () => void;
 };
 
+/** Requests that may wait in the socket; holds at least one frame of any size. */
+const SEND_BUFFER_BYTES_MAX = 2 * FRAME_BYTES_MAX;
+
 type Reply = { resolve: (value: unknown) => void; reject: (error: Error) => void };
 
 export class SidecarClient {
@@ -98,6 +101,9 @@ export class SidecarClient {
     if (frame.length > FRAME_BYTES_MAX) {
       const message = `The conversation is longer than ${FRAME_BYTES_MAX} bytes.`;
       throw new ApiError(413, "body_too_large", message, { param: "messages" });
+    }
+    if (this.#socket!.bufferedAmount + frame.length > SEND_BUFFER_BYTES_MAX) {
+      throw sidecarError("queue_full", "The sidecar does not read as fast as requests come.", 1);
     }
     const stream = new CompletionStream(() => {
       this.#streams.delete(id);

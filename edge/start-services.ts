@@ -34,7 +34,9 @@ export async function startServices(config: EdgeConfig): Promise<StartedServices
     probeIntervalMs: PROBE_INTERVAL_MS,
     onChange: (isUp, reason) => {
       log.warn({ isUp }, reason);
-      if (isUp) pendingDeletes.sendSoon();
+      if (!isUp) return;
+      pendingDeletes.sendSoon();
+      void turns.releaseClaims();
     },
   });
   const account = await loadDefaultAccount(database);

@@ -10,6 +10,7 @@ import {
   commitTurn,
   endRequest,
   recordPlacement,
+  releaseClaims,
   renewLeases,
   TurnConflict,
 } from "../db/turns.ts";
@@ -29,6 +30,8 @@ export class TurnKeeper {
   readonly #options: TurnKeeperOptions;
   /** Requests whose claims are held. */
   readonly #running = new Set<string>();
+  /** Requests that ended while the database was away, so that their claims are still held. */
+  readonly #unreleased = new Set<string>();
   #renewal: ReturnType<typeof setInterval> | undefined;
   /** Request rows that were lost because the database was away. */
   droppedRowCount = 0;
@@ -91,8 +94,8 @@ export class TurnKeeper {
   }
 
   /**
-   * Stores the row of a request that left no turn and gives its claim back. The row is lost, and
-   * counted, when the database is away; the lease then ends by itself.
+   * Stores the row of a request that left no turn and gives its claim back. While the database is
+   * away the row is lost, and counted, and the claim is given back later.
    */
   async end(request: RequestRow, claim: Claim | null): Promise<void> {
     const { database, log, onDeleted } = this.#options;
@@ -103,9 +106,23 @@ export class TurnKeeper {
       onDeleted(await database.run((orm) => renewPendingDeletes(orm, claim.conversationId)));
     } catch (error) {
       this.droppedRowCount++;
+      if (claim !== null) this.#unreleased.add(claim.requestId);
       const droppedRowCount = this.droppedRowCount;
       const reason = (error as Error).message;
       log.warn({ request: request.id, reason, droppedRowCount }, "a request's row was dropped");
+    }
+  }
+
+  /** The database is back: gives back what could not be given back before. */
+  async releaseClaims(): Promise<void> {
+    const requestIds = [...this.#unreleased];
+    if (requestIds.length === 0) return;
+    try {
+      await this.#options.database.run((orm) => releaseClaims(orm, requestIds));
+      for (const requestId of requestIds) this.#unreleased.delete(requestId);
+    } catch (error) {
+      // Their leases end by themselves; the next return of the database tries again.
+      this.#options.log.warn({ reason: (error as Error).message }, "claims were not released");
     }
   }
 

@@ -114,9 +114,11 @@ try {
       const kind = stream ? "stream" : "plain";
       const single = await measure(overHttp(edge.url, { stream }), 1);
       const busy = await measure(overHttp(edge.url, { stream }), clientCount);
-      row(`${runtime}, ${kind}, 1 client`, single.perSecond, single.perSecond / alone.perSecond, single.firstMs, single.totalMs);
-      row("  added by the edge", "", "", single.firstMs - alone.firstMs, single.totalMs - alone.totalMs);
-      row(`${runtime}, ${kind}, ${clientCount} clients`, busy.perSecond, busy.perSecond / many.perSecond, busy.firstMs, busy.totalMs);
+      const { perSecond, firstMs, totalMs } = single;
+      row(`${runtime}, ${kind}, 1 client`, perSecond, perSecond / alone.perSecond, firstMs, totalMs);
+      row("  added by the edge", "", "", firstMs - alone.firstMs, totalMs - alone.totalMs);
+      const label = `${runtime}, ${kind}, ${clientCount} clients`;
+      row(label, busy.perSecond, busy.perSecond / many.perSecond, busy.firstMs, busy.totalMs);
       if (stream) rates.set(runtime, busy.perSecond);
     }
     await edge.stop();

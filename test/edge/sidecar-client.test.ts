@@ -2,11 +2,12 @@
 
 import { afterEach, describe, expect, test } from "bun:test";
 import type { CompletionEvent } from "../../edge/completion-stream.ts";
+import { ApiError } from "../../edge/errors.ts";
 import { DEFAULT_TIMINGS, SidecarClient } from "../../edge/sidecar-client.ts";
 import { SidecarPool } from "../../edge/sidecar-pool.ts";
 import type { SidecarFrame, SubmitRequest } from "../../sidecar/protocol.ts";
 import { CloseCode, encodeFrame, FrameType, PROTOCOL_VERSION } from "../../sidecar/protocol.ts";
-import { FAKE_MODEL, FAKE_SECRET, FakeSidecar } from "../support/fake-sidecar.ts";
+import { echo, FAKE_MODEL, FAKE_SECRET, FakeSidecar } from "../support/fake-sidecar.ts";
 
 const quiet = { debug() {}, info() {}, warn() {}, error() {} };
 const cleanups: (() => unknown)[] = [];
@@ -27,11 +28,14 @@ function connect(urls: string[], secret = FAKE_SECRET) {
   const reasons: string[] = [];
   const clients: SidecarClient[] = [];
   const pool = new SidecarPool(clients, 2000);
-  const log = { ...quiet, warn: (fields: object) => void reasons.push((fields as { reason: string }).reason) };
   const wake = () => {
     pool.wake();
     for (const waiter of waiters) waiter();
     waiters.clear();
+  };
+  const note = (fields: unknown) => {
+    reasons.push((fields as { reason: string }).reason);
+    wake();
   };
   for (const url of urls) {
     clients.push(
@@ -39,7 +43,7 @@ function connect(urls: string[], secret = FAKE_SECRET) {
         url,
         secret,
         edgeName: "test",
-        log: { ...log, warn: (fields: object) => (log.warn(fields), wake()) } as never,
+        log: { ...quiet, warn: note },
         timings: { ...DEFAULT_TIMINGS, backoffMinMs: 1, backoffMaxMs: 10 },
         onChange: wake,
       }),
@@ -156,6 +160,50 @@ describe("SidecarClient", () => {
       connect([url]);
       expect(await closed.promise).toBe(code);
     }
+  });
+});
+
+/** Numbers in [0, max) from a seed: mulberry32. */
+function random(seed: number): (max: number) => number {
+  let state = seed;
+  return (max) => {
+    state = (state + 0x6d2b79f5) | 0;
+    let mixed = Math.imul(state ^ (state >>> 15), state | 1);
+    mixed ^= mixed + Math.imul(mixed ^ (mixed >>> 7), mixed | 61);
+    return ((mixed ^ (mixed >>> 14)) >>> 0) % max;
+  };
+}
+
+/** A frame of the sidecar with some bytes changed, cut off, or added. */
+function mutate(frame: Uint8Array, next: (max: number) => number): Uint8Array {
+  const bytes = [...frame];
+  for (let i = next(4); i >= 0; i--) bytes[next(bytes.length)] = next(256);
+  if (next(4) === 0) bytes.length = next(bytes.length);
+  if (next(4) === 0) bytes.push(next(256), next(256));
+  return Uint8Array.from(bytes);
+}
+
+describe("a sidecar that sends rubbish", () => {
+  test("never harms the edge: each connection ends, and the next answer is right", async () => {
+    const seed = Number(process.env["SEED"] ?? Date.now() % 2 ** 31);
+    console.log(`SEED=${seed}`);
+    const next = random(seed);
+    let rubbish = 200;
+    const sidecar = fake();
+    sidecar.script = (stream) => {
+      const deltas: SidecarFrame = [FrameType.delta, [[stream.id, 0, "text", 1, null]]];
+      const error: SidecarFrame = [FrameType.error, stream.id, "internal", "no", null];
+      stream.socket.send(mutate(encodeFrame(next(2) === 0 ? deltas : error), next));
+      stream.done({ tokenCount: 2 ** 31 }); // no mutation makes this true
+    };
+    const { clients, pool, until } = connect([sidecar.url]);
+    while (rubbish-- > 0) {
+      await until(() => clients[0]!.isReady);
+      const result = await textOf(generate(pool).events).catch((error: unknown) => error);
+      expect(result).toBeInstanceOf(ApiError);
+    }
+    sidecar.script = echo;
+    expect(await textOf(generate(pool).events)).toBe("a b c");
   });
 });
 

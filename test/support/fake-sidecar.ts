@@ -2,7 +2,14 @@
 // counts, breaks off. What the edge sent is kept for the test to look at.
 
 import type { ServerWebSocket } from "bun";
-import type { Done, EdgeFrame, ErrorCode, SidecarFrame, SubmitRequest, TokenLogprob } from "../../sidecar/protocol.ts";
+import type {
+  Done,
+  EdgeFrame,
+  ErrorCode,
+  SidecarFrame,
+  SubmitRequest,
+  TokenLogprob,
+} from "../../sidecar/protocol.ts";
 import { decodeEdgeFrame, encodeFrame, FrameType, PROTOCOL_VERSION } from "../../sidecar/protocol.ts";
 
 export const FAKE_SECRET = "fake-sidecar-secret";
