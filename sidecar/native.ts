@@ -88,7 +88,9 @@ export interface HostArena {
   readonly isAdopted: boolean;
 }
 
-const { i32, u32, u64, f32, ptr, buffer, cstring } = FFIType;
+const { i32, u32, u64, f32, ptr, cstring } = FFIType;
+/** By name: bun 1.4.5 refuses the number that FFIType has for it. */
+const buffer = "buffer";
 
 const SYMBOLS = {
   kvs_abi_version: { args: [], returns: u32 },
