@@ -1,5 +1,5 @@
 // The tables of Kvasir. Ids are UUIDv7 made by the edge, so they sort by time. Column names are what
-// people type in psql; the two views at the end are meant for them.
+// people type in psql; the views at the end are meant for them.
 
 import { sql } from "drizzle-orm";
 import type { AnyPgColumn } from "drizzle-orm/pg-core";
@@ -200,3 +200,20 @@ export const cacheHitsByDay = pgView("cache_hits_by_day", {
     percentile_cont(0.5) WITHIN GROUP (ORDER BY ttft_ms) AS ttft_ms_median
   FROM requests
   GROUP BY 1, 2`);
+
+/** Per day, model and reason: prompt tokens that no tier served. */
+export const cacheMissesByDay = pgView("cache_misses_by_day", {
+  day: date("day").notNull(),
+  model: text("model").notNull(),
+  reason: text("reason").notNull(),
+  tokens: bigint("tokens", { mode: "number" }).notNull(),
+  requests: bigint("requests", { mode: "number" }).notNull(),
+}).as(sql`
+  SELECT
+    (created_at AT TIME ZONE 'UTC')::date AS day,
+    model,
+    miss.key AS reason,
+    sum(miss.value::bigint) AS tokens,
+    count(*) AS requests
+  FROM requests, jsonb_each_text(miss_reasons) AS miss
+  GROUP BY 1, 2, 3`);

@@ -66,6 +66,7 @@ function requestRow(from: turns.Claim, promptTokens = 10): turns.RequestRow {
     cachedDiskTokens: 0,
     ttftMs: 5,
     finishReason: "stop",
+    missReasons: { absent: 5 },
   };
 }
 
@@ -243,6 +244,8 @@ describe("a turn", () => {
     expect(session).toMatchObject({ turns: "1", cached_share: 0.5, ttft_ms_median: 5 });
     const days = await db.run((orm) => orm.execute(sql`select * from cache_hits_by_day`));
     expect(days.length).toBeGreaterThan(0);
+    const misses = await db.run((orm) => orm.execute(sql`select * from cache_misses_by_day`));
+    expect(misses[0]).toMatchObject({ model: "tiny", reason: "absent" });
   });
 });
 
