@@ -4,16 +4,13 @@ import type { Context } from "hono";
 import type { ChatRequest } from "./chat-request.ts";
 import { chatRequest } from "./chat-request.ts";
 import type { AnswerHead, Outcome } from "./chat-response.ts";
-import { ChunkWriter, completionBody, errorEvent, KEEP_ALIVE, STREAM_END } from "./chat-response.ts";
-import type { ChoiceDelta } from "./completion-stream.ts";
+import { ChunkWriter, completionBody } from "./chat-response.ts";
 import { CompletionAborted } from "./completion-stream.ts";
 import { ApiError, toApiError } from "./errors.ts";
-import { Generation } from "./generation.ts";
+import { EventStream } from "./event-stream.ts";
+import { Generation, type Run } from "./generation.ts";
 import { readJson } from "./json-body.ts";
 import type { Services } from "./services.ts";
-
-type Run = AsyncGenerator<ChoiceDelta[], Outcome>;
-type Step = IteratorResult<ChoiceDelta[], Outcome>;
 
 export async function postChatCompletion(c: Context, services: Services): Promise<Response> {
   const { config, drain } = services;
@@ -54,89 +51,21 @@ async function streamAnswer(
   const first = run.next();
   await settledWithin(first, keepAliveMs);
   const includeUsage = chat.stream_options?.include_usage === true;
-  const writer = new ChunkWriter(head, includeUsage);
-  const events = new EventStream(run, first, chat.n ?? 1, writer, includeUsage);
-  const body = events.open(keepAliveMs, (error) => failure(error, services), () => left.abort());
-  return c.body(body, 200, {
+  const events = new EventStream({
+    run,
+    first,
+    choiceCount: chat.n ?? 1,
+    writer: new ChunkWriter(head, includeUsage),
+    includeUsage,
+    keepAliveMs,
+    toError: (error) => failure(error, services),
+    onLeave: () => left.abort(),
+  });
+  return c.body(events.open(), 200, {
     "content-type": "text/event-stream; charset=utf-8",
     "cache-control": "no-cache",
     "x-accel-buffering": "no", // nginx would hold the tokens back
   });
-}
-
-/** Turns the steps of a run into server-sent events. */
-class EventStream {
-  readonly #encoder = new TextEncoder();
-  #next: Promise<Step> | null;
-  #hasRoles = false;
-
-  constructor(
-    readonly run: Run,
-    first: Promise<Step>,
-    readonly choiceCount: number,
-    readonly writer: ChunkWriter,
-    readonly includeUsage: boolean,
-  ) {
-    this.#next = first;
-  }
-
-  open(
-    keepAliveMs: number,
-    toError: (error: unknown) => ApiError,
-    onLeave: () => void,
-  ): ReadableStream<Uint8Array> {
-    let timer: ReturnType<typeof setInterval> | undefined;
-    let isIdle = true;
-    return new ReadableStream<Uint8Array>({
-      start: (controller) => {
-        timer = setInterval(() => {
-          const hasRoom = (controller.desiredSize ?? 0) > 0;
-          if (isIdle && hasRoom) controller.enqueue(this.#encoder.encode(KEEP_ALIVE));
-          isIdle = true;
-        }, keepAliveMs);
-      },
-      pull: async (controller) => {
-        let text = "";
-        let isLast = false;
-        try {
-          while (text === "") {
-            const step = await (this.#next ?? this.run.next());
-            this.#next = null;
-            isLast = step.done === true;
-            text = this.#render(step);
-          }
-        } catch (error) {
-          if (error instanceof CompletionAborted && timer === undefined) return; // cancelled
-          isLast = true;
-          text = errorEvent(toError(error).body());
-        }
-        isIdle = false;
-        controller.enqueue(this.#encoder.encode(text));
-        if (!isLast) return;
-        clearInterval(timer);
-        controller.close();
-      },
-      cancel: async () => {
-        clearInterval(timer);
-        timer = undefined;
-        onLeave();
-        await this.run.return(undefined as never); // ends a run that waits to be asked for more
-      },
-    });
-  }
-
-  #render(step: Step): string {
-    const { writer } = this;
-    const choices = [...Array(this.choiceCount).keys()];
-    let text = "";
-    if (!this.#hasRoles) text += choices.map((choice) => writer.role(choice)).join("");
-    this.#hasRoles = true;
-    if (step.done !== true) return text + step.value.map((delta) => writer.content(delta)).join("");
-    const outcome = step.value;
-    text += choices.map((choice) => writer.finish(choice, outcome)).join("");
-    if (this.includeUsage) text += writer.usage(outcome);
-    return text + STREAM_END;
-  }
 }
 
 /** Runs to the end; returns what the run returns. */

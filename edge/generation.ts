@@ -14,6 +14,10 @@ import { ApiError, invalidRequest, toApiError } from "./errors.ts";
 import type { Services } from "./services.ts";
 import { conversationNotFound } from "./turn-keeper.ts";
 
+/** Yields deltas, returns how it ended. */
+export type Run = AsyncGenerator<ChoiceDelta[], Outcome>;
+export type RunStep = IteratorResult<ChoiceDelta[], Outcome>;
+
 export class Generation {
   readonly id = uuidv7();
   readonly #choiceCount: number;
@@ -41,10 +45,10 @@ export class Generation {
   }
 
   /**
-   * Yields deltas as they come; returns when everything is stored. Whoever leaves early aborts the signal
-   * and calls return(). Throws ApiError, or CompletionAborted after the abort.
+   * Yields deltas as they come; returns when everything is stored. Whoever leaves early aborts the
+   * signal and calls return(). Throws ApiError, or CompletionAborted after the abort.
    */
-  async *run(signal: AbortSignal): AsyncGenerator<ChoiceDelta[], Outcome> {
+  async *run(signal: AbortSignal): Run {
     const { turns } = this.#services;
     let hasStarted = false;
     let error: unknown = new CompletionAborted("the client left");
@@ -68,7 +72,7 @@ export class Generation {
   async *#generate(
     request: ReturnType<typeof submitRequest>,
     signal: AbortSignal,
-  ): AsyncGenerator<ChoiceDelta[], Outcome> {
+  ): Run {
     const { sidecars, turns } = this.#services;
     const events = sidecars.generate(request, {
       key: placementKey(request.conversation, request.messages),
