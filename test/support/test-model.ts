@@ -111,12 +111,15 @@ export class TestModel {
 
   /** Computes one step and samples greedily from the last row of each part. */
   greedyStep(parts: readonly TestRows[]): number[] {
-    const { device } = this.model;
-    this.#fill(parts, "last");
-    device.beginStep(this.#batch.stepAddress, this.#batch.stepBytes);
-    this.model.forward(this.#batch);
-    this.#finish();
+    this.#run(parts, "last");
     return parts.map((_, index) => this.#batch.result(index).token);
+  }
+
+  /** Computes the KV of ids, without logits. */
+  prefill(sequence: TestSequence, ids: Int32Array): void {
+    for (let at = 0; at < ids.length; at += MAX_ROWS) {
+      this.#run([{ sequence, ids: ids.subarray(at, at + MAX_ROWS) }], "none");
+    }
   }
 
   /** Greedy continuation: tokens until `isEnd`, which is left out, or `count` of them. */
@@ -126,10 +129,8 @@ export class TestModel {
     count: number,
     isEnd: (id: number) => boolean = () => false,
   ): number[] {
-    let next = -1;
-    for (let at = 0; at < prompt.length; at += MAX_ROWS) {
-      next = this.greedyStep([{ sequence, ids: prompt.subarray(at, at + MAX_ROWS) }])[0]!;
-    }
+    this.prefill(sequence, prompt.subarray(0, -1));
+    let next = this.greedyStep([{ sequence, ids: prompt.subarray(-1) }])[0]!;
     const ids: number[] = [];
     while (!isEnd(next)) {
       ids.push(next);
@@ -141,6 +142,13 @@ export class TestModel {
 
   [Symbol.dispose](): void {
     this.model.device.close();
+  }
+
+  #run(parts: readonly TestRows[], logits: "none" | "last"): void {
+    this.#fill(parts, logits);
+    this.model.device.beginStep(this.#batch.stepAddress, this.#batch.stepBytes);
+    this.model.forward(this.#batch);
+    this.#finish();
   }
 
   #fill(parts: readonly TestRows[], logits: BatchSequence["logits"]): void {
