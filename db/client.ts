@@ -21,6 +21,8 @@ export type DatabaseOptions = {
   connectTimeoutMs: number;
   /** Longest wait for one unit of work. */
   queryTimeoutMs: number;
+  /** The server cancels a statement that takes longer: what timed out here must not succeed later. */
+  statementTimeoutMs: number;
   /** Pause between probes while the database is down. */
   probeIntervalMs: number;
   /** Told once when the database goes away and once when it is back. */
@@ -128,7 +130,7 @@ export class Database {
 
 /** A pool of at most `poolSize` connections, opened when needed. */
 export function connect(
-  options: Pick<DatabaseOptions, "url" | "connectTimeoutMs">,
+  options: Pick<DatabaseOptions, "url" | "connectTimeoutMs"> & { statementTimeoutMs?: number },
   poolSize: number,
 ): postgres.Sql {
   return postgres(options.url, {
@@ -136,7 +138,10 @@ export function connect(
     connect_timeout: options.connectTimeoutMs / 1000,
     backoff: () => 0.1,
     onnotice: () => {},
-    connection: { application_name: "kvasir-edge" },
+    connection: {
+      application_name: "kvasir-edge",
+      statement_timeout: options.statementTimeoutMs ?? 0,
+    },
   });
 }
 

@@ -44,8 +44,12 @@ const logitBias = z.record(
   z.number().min(-100).max(100),
 );
 
-/** OpenAI allows any integer; the sidecar wants 53 bits without a sign. */
-const seed = z.int().transform((value) => (value < 0 ? value + 2 ** 53 : value));
+/**
+ * OpenAI allows any integer; the sidecar wants none below 0, and counts up from it for the other
+ * choices, which must stay exact.
+ */
+const SEED_END = 2 ** 52;
+const seed = z.int().transform((value) => ((value % SEED_END) + SEED_END) % SEED_END);
 
 const maxTokens = z
   .number()
@@ -164,10 +168,10 @@ function samplingParams(chat: ChatRequest, maxModelLen: number): SamplingParams 
   };
 }
 
-/** 53 random bits. */
+/** 52 random bits. */
 function randomSeed(): number {
   const [high, low] = crypto.getRandomValues(new Uint32Array(2));
-  return (high! & 0x1fffff) * 2 ** 32 + low!;
+  return (high! & 0xfffff) * 2 ** 32 + low!;
 }
 
 /** A field that must not be there. */

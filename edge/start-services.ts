@@ -15,6 +15,8 @@ import { TurnKeeper } from "./turn-keeper.ts";
 
 const CONNECT_TIMEOUT_MS = 3000;
 const PROBE_INTERVAL_MS = 500;
+/** The server gives up on a statement before the edge does, so that the edge hears of it. */
+const STATEMENT_SHARE = 0.8;
 
 export type StartedServices = {
   services: Services;
@@ -31,6 +33,8 @@ export async function startServices(config: EdgeConfig): Promise<StartedServices
     poolSize: config.databasePool,
     connectTimeoutMs: CONNECT_TIMEOUT_MS,
     queryTimeoutMs: config.databaseTimeoutMs,
+    statementTimeoutMs:
+      STATEMENT_SHARE * Math.min(config.databaseTimeoutMs, config.commitTimeoutMs),
     probeIntervalMs: PROBE_INTERVAL_MS,
     onChange: (isUp, reason) => {
       log.warn({ isUp }, reason);

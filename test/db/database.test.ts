@@ -2,7 +2,7 @@
 
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { sql } from "drizzle-orm";
-import { Database, DatabaseUnavailable } from "../../db/client.ts";
+import { Database, DatabaseUnavailable, errorCode } from "../../db/client.ts";
 import { migrate, SchemaTooNew } from "../../db/migrate.ts";
 import * as queries from "../../db/queries.ts";
 import * as turns from "../../db/turns.ts";
@@ -22,6 +22,7 @@ function openDatabase(onChange?: (isUp: boolean) => void): Database {
     poolSize: 4,
     connectTimeoutMs: 2000,
     queryTimeoutMs: 5000,
+    statementTimeoutMs: 500,
     probeIntervalMs: 20,
     ...(onChange && { onChange }),
   });
@@ -277,6 +278,12 @@ describe("Database", () => {
     expect(await wrong.catch((error: unknown) => error)).not.toBeInstanceOf(DatabaseUnavailable);
     expect(own.isDown).toBe(false);
     await own.close();
+  });
+
+  test("has the server cancel a statement that takes too long", async () => {
+    const slow = db.run((orm) => orm.execute(sql`select pg_sleep(5)`));
+    expect(errorCode(await slow.catch((error: unknown) => error))).toBe("57014");
+    expect(db.isDown).toBe(false);
   });
 
   test("calls one slow query late, but not the database down", async () => {

@@ -73,7 +73,7 @@ describe("a chat request", () => {
       topP: 1e-6,
       topK: 40,
       minP: 0.1,
-      seed: 2 ** 53 - 1,
+      seed: 2 ** 52 - 1,
       frequencyPenalty: 1,
       presencePenalty: -1,
       repetitionPenalty: 1.1,

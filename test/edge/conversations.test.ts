@@ -3,6 +3,7 @@
 
 import { afterAll, afterEach, beforeAll, describe, expect, test } from "bun:test";
 import { sql } from "drizzle-orm";
+import postgres from "postgres";
 import { FrameType } from "../../sidecar/protocol.ts";
 import { FakeSidecar, echo } from "../support/fake-sidecar.ts";
 import { errorOf, parseEvents, readEvents, startEdge, type TestEdge, user } from "../support/edge.ts";
@@ -274,7 +275,46 @@ describe("a delete", () => {
   });
 });
 
+describe("a database that does not take the turn in time", () => {
+  test("ends the answer with turn_not_stored, and does not store it later either", async () => {
+    const id = await newConversation();
+    const { running, release } = heldAnswer();
+    const answer = edge.chat({ conversation: id });
+    await running;
+    const other = postgres(pg.url, { max: 1 });
+    try {
+      await other.begin(async (tx) => {
+        await tx`lock table messages in access exclusive mode`;
+        release();
+        expect(await errorOf(await answer)).toMatchObject({ status: 503, code: "turn_not_stored" });
+      });
+    } finally {
+      await other.end();
+    }
+    expect((await read(id)).messages).toEqual([]);
+    sidecar.script = echo;
+    expect((await edge.chat({ conversation: id })).status).toBe(200);
+  });
+});
+
 describe("a database that goes away", () => {
+  test("and is back in time costs the turn nothing", async () => {
+    const own = await startEdge(pg.url, [sidecar], ["--commit-timeout-ms", "20000"]);
+    const id = await newConversation({}, own);
+    const { running, release } = heldAnswer();
+    const answer = own.chat({ conversation: id });
+    await running;
+    await pg.stop();
+    release();
+    await own.services.database.check().catch(() => {}); // now it is known to be down
+    await pg.start();
+    expect((await answer).status).toBe(200);
+    expect(contents(await read(id, own))).toEqual(["hello big world", "half"]);
+    await own.close();
+    await edge.services.database.check().catch(() => {}); // its idle connections broke as well
+    await edge.services.database.whenUp(10_000);
+  });
+
   test("ends a turn with turn_not_stored; chats without conversation are served", async () => {
     const id = await newConversation();
     const { running, release } = heldAnswer();
