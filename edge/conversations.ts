@@ -101,8 +101,9 @@ export async function removeConversation(
     database.run((orm) => deleteConversation(orm, account.id, id)),
   );
   if (sidecars === null) throw conversationNotFound(id);
-  pendingDeletes.sendSoon(sidecars);
-  return c.json({ id, object: "conversation.deleted", deleted: true });
+  const { blocks, pendingSidecars } = await pendingDeletes.forgetNow(sidecars, account.salt, id);
+  const kvasir = { blocks, pending_sidecars: pendingSidecars };
+  return c.json({ id, object: "conversation.deleted", deleted: true, kvasir });
 }
 
 function conversationParam(c: Context): string {

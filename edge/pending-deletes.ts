@@ -12,6 +12,15 @@ import type { SidecarClient } from "./sidecar-client.ts";
 /** A hello waits so long for the database; then the sidecar is used, and the sweep sends the rest. */
 const HELLO_WAIT_MS = 2000;
 const SWEEP_INTERVAL_MS = 60_000;
+/** A delete waits so long for the sidecars' counts before it answers without them. */
+const REPLY_WAIT_MS = 2000;
+
+export type Forgotten = {
+  /** Blocks removed, by tier, over all sidecars that have replied. */
+  blocks: Record<string, number>;
+  /** Sidecars that are away or slow: they forget when they are back. */
+  pendingSidecars: string[];
+};
 
 export class PendingDeletes {
   readonly #database: Database;
@@ -39,6 +48,27 @@ export class PendingDeletes {
     }
   }
 
+  /** Has the named sidecars forget a conversation, and waits a little for what they say. */
+  async forgetNow(
+    names: readonly string[],
+    salt: Uint8Array,
+    conversationId: string,
+  ): Promise<Forgotten> {
+    const replies = await Promise.all(
+      names.map(async (name) => {
+        const client = this.#clients().find((each) => each.isReady && each.name === name);
+        if (client === undefined) return { name, blocks: null };
+        return { name, blocks: await soon(this.#forget(client, salt, conversationId)) };
+      }),
+    );
+    const blocks: Record<string, number> = {};
+    for (const [tier, count] of replies.flatMap((reply) => Object.entries(reply.blocks ?? {}))) {
+      blocks[tier] = (blocks[tier] ?? 0) + count;
+    }
+    const pending = replies.filter((reply) => reply.blocks === null);
+    return { blocks, pendingSidecars: pending.map(({ name }) => name) };
+  }
+
   /** Sends to the named sidecars, or to all that are connected, in the background. */
   sendSoon(names?: readonly string[]): void {
     for (const client of this.#clients()) {
@@ -50,16 +80,34 @@ export class PendingDeletes {
     clearInterval(this.#sweep);
   }
 
-  async #forget(client: SidecarClient, salt: Uint8Array, conversationId: string): Promise<void> {
+  /** Blocks removed, by tier; null when it is still pending. */
+  async #forget(
+    client: SidecarClient,
+    salt: Uint8Array,
+    conversationId: string,
+  ): Promise<Record<string, number> | null> {
     try {
-      await client.forget(salt, conversationId);
+      const blocks = await client.forget(salt, conversationId);
       await this.#database.run((orm) => removePendingDelete(orm, client.name, conversationId));
+      return blocks;
     } catch (error) {
       this.#warn(client.name, error); // the row stays: it is sent again
+      return null;
     }
   }
 
   #warn(sidecar: string, error: unknown): void {
     this.#log.warn({ sidecar, reason: (error as Error).message }, "deletes are still pending");
+  }
+}
+
+/** What the promise brings within the time, else null. */
+async function soon<T>(work: Promise<T>): Promise<T | null> {
+  const { promise: isLate, resolve } = Promise.withResolvers<null>();
+  const timer = setTimeout(() => resolve(null), REPLY_WAIT_MS);
+  try {
+    return await Promise.race([work, isLate]);
+  } finally {
+    clearTimeout(timer);
   }
 }

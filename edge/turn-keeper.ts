@@ -173,7 +173,8 @@ function notStored(cause: unknown, timeoutMs: number): ApiError {
   }
   const message =
     cause instanceof DatabaseUnavailable
-      ? `The database did not confirm the turn within ${timeoutMs} ms. Read the conversation before trying again.`
+      ? `The database did not confirm the turn within ${timeoutMs} ms. ` +
+        "Read the conversation before trying again."
       : "The turn was not stored: the database refused it.";
   return new ApiError(503, "turn_not_stored", message, { retryAfterS: 1, cause });
 }

@@ -231,8 +231,13 @@ describe("a delete", () => {
     const id = await newConversation();
     await edge.chat({ conversation: id });
     const response = await edge.request(`/v1/conversations/${id}`, { method: "DELETE" });
-    expect(await response.json()).toEqual({ id, object: "conversation.deleted", deleted: true });
-    await sidecar.until(() => sidecar.forgotten.includes(id));
+    expect(await response.json()).toEqual({
+      id,
+      object: "conversation.deleted",
+      deleted: true,
+      kvasir: { blocks: { gpu: 1 }, pending_sidecars: [] },
+    });
+    expect(sidecar.forgotten).toContain(id);
     expect((await edge.request(`/v1/conversations/${id}`)).status).toBe(404);
     expect((await edge.chat({ conversation: id })).status).toBe(404);
     expect((await edge.request(`/v1/conversations/${id}`, { method: "DELETE" })).status).toBe(404);
@@ -245,7 +250,11 @@ describe("a delete", () => {
     await first.chat({ conversation: id });
     await first.close();
     await late.stop();
-    expect((await edge.request(`/v1/conversations/${id}`, { method: "DELETE" })).status).toBe(200);
+    const deleted = await edge.request(`/v1/conversations/${id}`, { method: "DELETE" });
+    expect(await deleted.json()).toMatchObject({
+      deleted: true,
+      kvasir: { blocks: {}, pending_sidecars: ["late"] },
+    });
     late.start();
     late.frames.length = 0;
     const second = await startEdge(pg.url, [late]);
@@ -268,7 +277,7 @@ describe("a delete", () => {
     const answer = edge.chat({ conversation: id });
     await running;
     await edge.request(`/v1/conversations/${id}`, { method: "DELETE" });
-    await sidecar.until(() => sidecar.forgotten.filter((other) => other === id).length === 1);
+    expect(sidecar.forgotten.filter((other) => other === id)).toHaveLength(1);
     release();
     expect(await errorOf(await answer)).toMatchObject({ status: 409, code: "turn_not_stored" });
     await sidecar.until(() => sidecar.forgotten.filter((other) => other === id).length === 2);
