@@ -95,15 +95,26 @@ export const chatRequest = z
     min_p: z.number().min(0).max(1).nullish(),
     repetition_penalty: z.number().gt(0).max(10).nullish(),
     ignore_eos: z.boolean().nullish(),
-    /** The conversation to append this turn to; `messages` are then the new ones. */
-    conversation: z.union([z.string(), z.object({ id: z.string() })]).nullish(),
-    truncation: z.enum(["auto", "disabled"]).nullish(),
+    conversation: z
+      .union([z.string(), z.object({ id: z.string() })])
+      .nullish()
+      .describe("the conversation to append this turn to; messages are then the new ones"),
+    truncation: z
+      .enum(["auto", "disabled"])
+      .nullish()
+      .describe("when the context is full: drop its oldest part, or refuse"),
     kvasir: z
       .object({
-        /** Seconds of idleness after which the conversation's cache may go. */
-        cache_ttl_s: z.int().min(0).max(2 ** 31).nullish(),
-        /** Branch from this message instead of the conversation's last one. */
-        parent_message_id: z.string().nullish(),
+        cache_ttl_s: z
+          .int()
+          .min(0)
+          .max(2 ** 31)
+          .nullish()
+          .describe("seconds of idleness after which the conversation's cache may go"),
+        parent_message_id: z
+          .string()
+          .nullish()
+          .describe("branch from this message instead of the conversation's last one"),
       })
       .nullish(),
   })

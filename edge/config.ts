@@ -100,6 +100,17 @@ export function readEdgeConfig(
   });
 }
 
+/** The configuration as it may be logged: without secrets. */
+export function publicConfig(config: EdgeConfig): Record<string, unknown> {
+  const { apiKey, databaseUrl: _url, sidecarSecret: _secret, allowedHosts, ...rest } = config;
+  return { ...rest, allowedHosts: [...(allowedHosts ?? ["*"])], hasApiKey: apiKey !== null };
+}
+
+/** True when only this machine reaches the port. */
+export function isLoopback(host: string): boolean {
+  return host === "localhost" || host === "::1" || host.startsWith("127.");
+}
+
 export function edgeHelp(): string {
   return [
     "bun run edge, or deno task edge: the HTTP API in front of the sidecars",

@@ -6,7 +6,7 @@ import { OptionError } from "../config/options.ts";
 import { DatabaseUnavailable } from "../db/client.ts";
 import { SchemaTooNew } from "../db/migrate.ts";
 import { createApp } from "./app.ts";
-import { edgeHelp, readEdgeConfig } from "./config.ts";
+import { edgeHelp, isLoopback, publicConfig, readEdgeConfig } from "./config.ts";
 import { serve } from "./serve.ts";
 import type { Services } from "./services.ts";
 import { startServices } from "./start-services.ts";
@@ -18,6 +18,10 @@ async function main(): Promise<void> {
     return;
   }
   const { services, pendingDeletes, close } = await startServices(config);
+  services.log.info(publicConfig(config), "configuration");
+  if (!isLoopback(config.host) && config.apiKey === null) {
+    services.log.warn({ host: config.host }, "anyone who reaches the port may use it: set KVASIR_API_KEY");
+  }
   try {
     const app = createApp(services, pendingDeletes);
     const { port, stop } = serve({ hostname: config.host, port: config.port, fetch: app.fetch });

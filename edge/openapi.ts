@@ -2,29 +2,18 @@
 
 import type { OpenAPIHono } from "@hono/zod-openapi";
 import { z } from "@hono/zod-openapi";
+import * as schemas from "./api-schemas.ts";
 import { chatRequest } from "./chat-request.ts";
 import { conversationRequest } from "./conversations.ts";
 
-const error = z
-  .object({
-    error: z.object({
-      message: z.string(),
-      type: z.string(),
-      param: z.string().nullable(),
-      code: z.string(),
-    }),
-  })
-  .openapi("ErrorResponse");
-
 const json = (schema: z.ZodType) => ({ "application/json": { schema } });
-const anyObject = z.record(z.string(), z.unknown());
-const failed = { description: "OpenAI's error object", content: json(error) };
+const failed = { description: "OpenAI's error object", content: json(schemas.errorResponse) };
 const id = z.object({ id: z.string() });
 
 /** Adds every route to the document. */
 export function describeRoutes(app: OpenAPIHono): void {
   const { openAPIRegistry: registry } = app;
-  const answer = (description: string) => ({ description, content: json(anyObject) });
+  const answer = (description: string, schema: z.ZodType) => ({ description, content: json(schema) });
   registry.registerPath({
     method: "post",
     path: "/v1/chat/completions",
@@ -34,7 +23,7 @@ export function describeRoutes(app: OpenAPIHono): void {
       200: {
         description: "A chat.completion, or with stream: true its chunks as server-sent events",
         content: {
-          ...json(anyObject),
+          ...json(schemas.chatCompletion),
           "text/event-stream": { schema: z.string() },
         },
       },
@@ -46,7 +35,7 @@ export function describeRoutes(app: OpenAPIHono): void {
     path: "/v1/conversations",
     summary: "Begin a conversation",
     request: { body: { content: json(conversationRequest) } },
-    responses: { 200: answer("The conversation"), default: failed },
+    responses: { 200: answer("The conversation", schemas.conversation), default: failed },
   });
   registry.registerPath({
     method: "get",
@@ -55,45 +44,48 @@ export function describeRoutes(app: OpenAPIHono): void {
     request: {
       query: z.object({ after: z.string().optional(), limit: z.coerce.number().optional() }),
     },
-    responses: { 200: answer("One page"), default: failed },
+    responses: { 200: answer("One page", schemas.conversationList), default: failed },
   });
   const one = { path: "/v1/conversations/{id}", request: { params: id } };
   registry.registerPath({
     ...one,
     method: "get",
     summary: "A conversation with the messages of its current branch",
-    responses: { 200: answer("The conversation"), default: failed },
+    responses: { 200: answer("The conversation", schemas.conversationWithMessages), default: failed },
   });
   registry.registerPath({
     ...one,
     method: "delete",
     summary: "Delete a conversation, its messages and its cache",
-    responses: { 200: answer("Deleted"), default: failed },
+    responses: { 200: answer("Deleted", schemas.conversationDeleted), default: failed },
   });
   registry.registerPath({
     method: "get",
     path: "/v1/models",
     summary: "The models that are served",
-    responses: { 200: answer("The models"), default: failed },
+    responses: { 200: answer("The models", schemas.modelList), default: failed },
   });
   registry.registerPath({
     method: "get",
     path: "/v1/models/{id}",
     summary: "One model",
     request: { params: id },
-    responses: { 200: answer("The model"), default: failed },
+    responses: { 200: answer("The model", schemas.model), default: failed },
   });
   registry.registerPath({
     method: "get",
     path: "/healthz",
     summary: "The process is alive",
-    responses: { 200: answer("Alive") },
+    responses: { 200: answer("Alive", schemas.health) },
   });
   registry.registerPath({
     method: "get",
     path: "/readyz",
     summary: "The database and a sidecar answer",
-    responses: { 200: answer("Ready"), 503: answer("Not ready") },
+    responses: {
+      200: answer("Ready", schemas.readiness),
+      503: answer("Not ready", schemas.readiness),
+    },
   });
 }
 

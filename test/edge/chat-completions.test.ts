@@ -2,6 +2,7 @@
 
 import { afterAll, afterEach, beforeAll, describe, expect, test } from "bun:test";
 import { sql } from "drizzle-orm";
+import * as schemas from "../../edge/api-schemas.ts";
 import { FakeSidecar, echo } from "../support/fake-sidecar.ts";
 import { errorOf, readEvents, startEdge, type TestEdge, user } from "../support/edge.ts";
 import { violations } from "../support/openai-schemas.ts";
@@ -46,6 +47,7 @@ describe("a plain answer", () => {
     expect(response.headers.get("x-request-id")).toBeString();
     const body = (await response.json()) as Record<string, any>;
     expect(violations("CreateChatCompletionResponse", body)).toEqual([]);
+    schemas.chatCompletion.parse(body);
     expect(body["choices"][0].message.content).toBe("hello big world");
     expect(body["usage"]).toMatchObject({
       prompt_tokens: 10,
@@ -77,6 +79,7 @@ describe("a plain answer", () => {
     };
     const body = (await (await edge.chat({ n: 2, logprobs: true, top_logprobs: 1 })).json()) as any;
     expect(violations("CreateChatCompletionResponse", body)).toEqual([]);
+    schemas.chatCompletion.parse(body);
     expect(body.choices.map((choice: any) => choice.finish_reason)).toEqual(["stop", "length"]);
     expect(body.choices[0].logprobs.content[0]).toMatchObject({ token: "yes", logprob: -0.1 });
     expect(body.choices[1].message.content).toBe("no");
@@ -194,6 +197,7 @@ describe("bad input", () => {
       const response = await edge.post("/v1/chat/completions", body);
       const answer = (await response.json()) as { error: unknown };
       expect(violations("ErrorResponse", answer)).toEqual([]);
+      schemas.errorResponse.parse(answer);
       expect({ status: response.status, ...(answer.error as object) }).toMatchObject({ status, code, param });
     }
     expect((await edge.chat({})).status).toBe(200);
@@ -349,6 +353,7 @@ describe("models, health and the API description", () => {
   test("list and show the model", async () => {
     const list = await (await edge.request("/v1/models")).json();
     expect(violations("ListModelsResponse", list)).toEqual([]);
+    schemas.modelList.parse(list);
     const model = (await (await edge.request("/v1/models/tiny")).json()) as { id: string };
     expect(model.id).toBe("tiny");
     expect((await edge.request("/v1/models/org/other")).status).toBe(404);
@@ -356,7 +361,9 @@ describe("models, health and the API description", () => {
 
   test("ready only while the database and a sidecar answer", async () => {
     expect((await edge.request("/healthz")).status).toBe(200);
-    expect((await edge.request("/readyz")).status).toBe(200);
+    const ready = await edge.request("/readyz");
+    expect(ready.status).toBe(200);
+    schemas.readiness.parse(await ready.json());
     const away = new FakeSidecar();
     await away.stop();
     const own = await startEdge(pg.url, [away]);

@@ -1,5 +1,5 @@
 import { describe, expect, test } from "bun:test";
-import { EDGE_OPTIONS, edgeHelp, readEdgeConfig } from "../../edge/config.ts";
+import { EDGE_OPTIONS, edgeHelp, publicConfig, readEdgeConfig } from "../../edge/config.ts";
 
 const env = { KVASIR_SIDECAR_SECRET: "s", DATABASE_URL: "postgres://db/kvasir" };
 
@@ -32,6 +32,14 @@ describe("readEdgeConfig", () => {
     for (const [argv, vars, message] of cases) {
       expect(() => readEdgeConfig(argv, vars as Record<string, string>)).toThrow(message);
     }
+  });
+
+  test("is logged without its secrets", () => {
+    const secrets = { KVASIR_SIDECAR_SECRET: "hush1", DATABASE_URL: "postgres://u:hush2@h/d" };
+    const config = readEdgeConfig([], { ...secrets, KVASIR_API_KEY: "hush3" })!;
+    const logged = JSON.stringify(publicConfig(config));
+    expect(logged).toContain('"hasApiKey":true');
+    expect(logged).not.toContain("hush");
   });
 
   test("explains every option", () => {

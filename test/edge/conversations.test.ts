@@ -4,6 +4,7 @@
 import { afterAll, afterEach, beforeAll, describe, expect, test } from "bun:test";
 import { sql } from "drizzle-orm";
 import postgres from "postgres";
+import * as schemas from "../../edge/api-schemas.ts";
 import { FrameType } from "../../sidecar/protocol.ts";
 import { FakeSidecar, echo } from "../support/fake-sidecar.ts";
 import { errorOf, parseEvents, readEvents, startEdge, type TestEdge, user } from "../support/edge.ts";
@@ -73,7 +74,9 @@ describe("a conversation", () => {
     });
     const made = await response.json();
     expect(violations("ConversationResource", made)).toEqual([]);
+    schemas.conversation.parse(made);
     const found = await read((made as Conversation).id);
+    schemas.conversationWithMessages.parse(found);
     expect(found).toMatchObject({ metadata: { topic: "x" } });
     expect(contents(found)).toEqual(["be brief", "hi"]);
     expect(found.messages[1]!.parent_id).toBe(found.messages[0]!.id);
@@ -82,6 +85,7 @@ describe("a conversation", () => {
   test("gets each turn appended, sends its history to the sidecar, and names the new ids", async () => {
     const id = await newConversation({ messages: [{ role: "system", content: "be brief" }] });
     const first = (await (await edge.chat({ conversation: id })).json()) as any;
+    schemas.chatCompletion.parse(first);
     expect(first.conversation).toEqual({ id });
     const chunks = parseEvents(
       await (await edge.chat({ ...user("and now?"), conversation: id, stream: true })).text(),
@@ -147,6 +151,7 @@ describe("a conversation", () => {
     const page = async (query: string) =>
       (await (await edge.request(`/v1/conversations?${query}`)).json()) as any;
     const first = await page("limit=2");
+    schemas.conversationList.parse(first);
     expect(first).toMatchObject({ has_more: true, last_id: ids[1] });
     const next = await page(`limit=2&after=${first.last_id}`);
     expect(next.data[0].id).toBe(ids[0]);
@@ -231,7 +236,9 @@ describe("a delete", () => {
     const id = await newConversation();
     await edge.chat({ conversation: id });
     const response = await edge.request(`/v1/conversations/${id}`, { method: "DELETE" });
-    expect(await response.json()).toEqual({
+    const deleted = await response.json();
+    schemas.conversationDeleted.parse(deleted);
+    expect(deleted).toEqual({
       id,
       object: "conversation.deleted",
       deleted: true,
