@@ -21,8 +21,9 @@ export interface RenderOptions {
 
 /** For models that bring no template (base models): roles as words, one paragraph a message. */
 export const PLAIN_TEMPLATE =
-  "{{ bos_token if bos_token }}{% for message in messages %}{{ message.role | capitalize }}: {{ message.content }}\n\n" +
-  "{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}";
+  "{{ bos_token if bos_token }}" +
+  "{% for message in messages %}{{ message.role | capitalize }}: {{ message.content }}\n\n{% endfor %}" +
+  "{% if add_generation_prompt %}Assistant:{% endif %}";
 
 /** The template refused these messages, or failed on them; the message is the template's own where it gave
  * one. */

@@ -109,7 +109,8 @@ class PartialDownload {
     const digest = this.#hash.digest("hex");
     if (digest === this.file.blobId) return;
     this.options.onBytes(-this.#doneBytes);
-    throw new CorruptBlob(`${this.file.path}: what came has hash ${digest}, not ${this.file.blobId}; it was removed, try again`, null, false);
+    const reason = `what came has hash ${digest}, not ${this.file.blobId}; it was removed, try again`;
+    throw new CorruptBlob(`${this.file.path}: ${reason}`, null, false);
   }
 
   /** One request for all that is missing. */

@@ -26,8 +26,14 @@ const RETRY_DELAY_MS = 1000;
 const HUB_NAME = /^([\w.-]+\/[\w.-]+?)(?:@([\w./-]+))?$/;
 const COMMIT = /^[0-9a-f]{40}$/;
 /** What a model directory needs; no other formats, no other frameworks' weights. */
-const WANTED_FILES =
-  /^(config|generation_config|tokenizer|tokenizer_config|special_tokens_map|chat_template)\.json$|^chat_template\.jinja$|^model(-\d+-of-\d+)?\.safetensors$|^model\.safetensors\.index\.json$/;
+const WANTED_FILES = new RegExp(
+  [
+    "^(config|generation_config|tokenizer|tokenizer_config|special_tokens_map|chat_template)\\.json$",
+    "^chat_template\\.jinja$",
+    "^model(-\\d+-of-\\d+)?\\.safetensors$",
+    "^model\\.safetensors\\.index\\.json$",
+  ].join("|"),
+);
 
 /** Directory of the model. Throws HubError. */
 export async function resolveModel(model: string, options: ResolveModelOptions): Promise<string> {
@@ -36,7 +42,9 @@ export async function resolveModel(model: string, options: ResolveModelOptions):
     throw new HubError(`${model} is not a model directory: there is no config.json in it`);
   }
   const match = HUB_NAME.exec(model);
-  if (match === null) throw new HubError(`there is no directory ${model}, and it is not org/name of a hub model`);
+  if (match === null) {
+    throw new HubError(`there is no directory ${model}, and it is not org/name of a hub model`);
+  }
   const hub = readHub(match[1]!, match[2] ?? "main", options);
   if (hub.isOffline) return cachedSnapshot(hub) ?? refuseOffline(hub);
   try {
@@ -112,7 +120,9 @@ function remoteFile(
 ): RemoteFile {
   const path = entry.path.split("/").map(encodeURIComponent).join("/");
   const blobId = entry.lfs?.oid ?? entry.oid ?? "";
-  if (!/^[0-9a-f]{40,64}$/.test(blobId)) throw new HubError(`${hub.name}: ${entry.path} has no usable id (${blobId})`);
+  if (!/^[0-9a-f]{40,64}$/.test(blobId)) {
+    throw new HubError(`${hub.name}: ${entry.path} has no usable id (${blobId})`);
+  }
   return {
     path: entry.path,
     url: `${hub.endpoint}/${hub.name}/resolve/${sha}/${path}`,
@@ -124,11 +134,12 @@ function remoteFile(
 
 function checkWanted(hub: Hub, files: readonly RemoteFile[]): void {
   const has = (pattern: RegExp): boolean => files.some(({ path }) => pattern.test(path));
-  if (!has(/^config\.json$/)) throw new HubError(`${hub.name} has no config.json: it is no model that can be served`);
-  if (!has(/\.safetensors$/)) {
-    throw new HubError(`${hub.name} has no safetensors weights: look for a converted version of it`);
-  }
-  if (!has(/^tokenizer\.json$/)) throw new HubError(`${hub.name} has no tokenizer.json: look for a version with one`);
+  const lacks = (what: string): never => {
+    throw new HubError(`${hub.name} has no ${what}: look for a version of it that has them`);
+  };
+  if (!has(/^config\.json$/)) lacks("config.json");
+  if (!has(/\.safetensors$/)) lacks("safetensors weights");
+  if (!has(/^tokenizer\.json$/)) lacks("tokenizer.json");
 }
 
 async function checkRoom(hub: Hub, missing: readonly RemoteFile[]): Promise<void> {
@@ -136,8 +147,9 @@ async function checkRoom(hub: Hub, missing: readonly RemoteFile[]): Promise<void
   const { bavail, bsize } = await statfs(hub.cache);
   const neededBytes = missing.reduce((sum, { bytes }) => sum + bytes, 0);
   if (neededBytes <= bavail * bsize) return;
+  const [needed, free] = [gigabytes(neededBytes), gigabytes(bavail * bsize)];
   throw new HubError(
-    `${hub.name} needs ${gigabytes(neededBytes)}, but ${hub.cache} has ${gigabytes(bavail * bsize)} left: free some, or set HF_HOME`,
+    `${hub.name} needs ${needed}, but ${hub.cache} has ${free} left: free some, or set HF_HOME`,
   );
 }
 
@@ -153,8 +165,7 @@ async function link(blob: string, path: string): Promise<void> {
 
 /** The snapshot that the ref names, if it is all there. */
 function cachedSnapshot(hub: Hub): string | null {
-  const ref = join(hub.cache, "refs", hub.revision);
-  const sha = COMMIT.test(hub.revision) ? hub.revision : existsSync(ref) ? readFileSync(ref, "utf8").trim() : null;
+  const sha = cachedCommit(hub);
   if (sha === null) return null;
   const snapshot = join(hub.cache, "snapshots", sha);
   const has = (file: string): boolean => existsSync(join(snapshot, file));
@@ -166,8 +177,16 @@ function cachedSnapshot(hub: Hub): string | null {
   return [...shards].every((shard) => has(String(shard))) ? snapshot : null;
 }
 
+function cachedCommit({ cache, revision }: Hub): string | null {
+  if (COMMIT.test(revision)) return revision;
+  const ref = join(cache, "refs", revision);
+  return existsSync(ref) ? readFileSync(ref, "utf8").trim() : null;
+}
+
 function refuseOffline(hub: Hub): never {
-  throw new HubError(`${hub.name} is not in the cache ${hub.cache}, and HF_HUB_OFFLINE forbids to download it`);
+  throw new HubError(
+    `${hub.name} is not in the cache ${hub.cache}, and HF_HUB_OFFLINE forbids to download it`,
+  );
 }
 
 /** What went wrong, in terms of the person's next step; a model in the cache is used when the hub does not
@@ -176,14 +195,19 @@ function fallBack(hub: Hub, error: Error, { onProgress }: ResolveModelOptions): 
   if (error instanceof HubError) throw error;
   const status = error instanceof HubApiError || error instanceof DownloadError ? error.statusCode : null;
   if (status === 401 || status === 403) {
-    const advice = hub.accessToken === undefined ? "set HF_TOKEN" : "its HF_TOKEN has no access: ask for it on its page";
+    const advice =
+      hub.accessToken === undefined ? "set HF_TOKEN" : "HF_TOKEN has no access: ask for it on its page";
     throw new HubError(`${hub.name} is private, gated or does not exist (${status}): ${advice}`);
   }
   if (status === 404) {
-    throw new HubError(`${hub.endpoint} has no model ${hub.name} at ${hub.revision}, and there is no such directory`);
+    throw new HubError(
+      `${hub.endpoint} has no model ${hub.name} at ${hub.revision}, and there is no such directory`,
+    );
   }
   const snapshot = cachedSnapshot(hub);
-  if (snapshot === null) throw new HubError(`cannot download ${hub.name} from ${hub.endpoint}: ${error.message}`);
+  if (snapshot === null) {
+    throw new HubError(`cannot download ${hub.name} from ${hub.endpoint}: ${error.message}`);
+  }
   onProgress(`${hub.endpoint} cannot be asked (${error.message}): using ${hub.name} from the cache`);
   return snapshot;
 }

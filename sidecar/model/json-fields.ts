@@ -41,7 +41,9 @@ export class JsonFields {
   /** A number > 0. */
   positive(field: string, fallback?: number): number {
     const value = this.#number(field, fallback);
-    if (!(value > 0) || !Number.isFinite(value)) this.refuse(field, `must be a positive number, not ${value}`);
+    if (!(value > 0) || !Number.isFinite(value)) {
+      this.refuse(field, `must be a positive number, not ${value}`);
+    }
     return value;
   }
 

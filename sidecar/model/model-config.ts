@@ -109,8 +109,12 @@ export function readWindows(
   firstWindowed: number,
 ): number[] {
   const types = fields.texts("layer_types");
-  if (types === null) return Array.from({ length: layers }, (_, layer) => (layer >= firstWindowed ? window : 0));
-  if (types.length !== layers) fields.refuse("layer_types", `has ${types.length} entries for ${layers} layers`);
+  if (types === null) {
+    return Array.from({ length: layers }, (_, layer) => (layer >= firstWindowed ? window : 0));
+  }
+  if (types.length !== layers) {
+    fields.refuse("layer_types", `has ${types.length} entries for ${layers} layers`);
+  }
   return types.map((type) => {
     if (type === "full_attention") return 0;
     if (type !== "sliding_attention") fields.refuse("layer_types", `"${type}" is not supported`);

@@ -12,16 +12,16 @@ import {
   NativeLibrary,
   NO_ADDRESS,
 } from "../native.ts";
-import { loadDecoder, loadModelConfig } from "./architecture.ts";
+import { loadModelConfig } from "./architecture.ts";
 import type { Batch } from "./batch.ts";
 import { DecodeGraphs } from "./decode-graph.ts";
 import { type Decoder, type ForwardHooks, Step } from "./decoder.ts";
 import { type GenerationConfig, loadGenerationConfig } from "./generation-config.ts";
+import { checkWeights, makeUpWeights, uploadWeights } from "./load-weights.ts";
 import type { ModelConfig, WeightDtype } from "./model-config.ts";
 import { ModelError } from "./model-error.ts";
 import { alibiSlopes } from "./rope.ts";
 import { Checkpoint } from "./safetensors.ts";
-import { CheckpointWeights, RandomWeights, WeightCheck } from "./weights.ts";
 
 export interface LoadModelOptions {
   /** libkvasir_cpu.so or libkvasir_cuda.so. */
@@ -51,7 +51,6 @@ export interface LoadModelOptions {
   readonly onProgress: (message: string) => void;
 }
 
-const RANDOM_SEED = 1;
 /** Of KV bytes and block ids: raise when what is stored in a block changes. */
 const KV_LAYOUT_VERSION = 1;
 
@@ -139,45 +138,25 @@ export async function loadModel(options: LoadModelOptions): Promise<Model> {
   const checkpoint = options.randomWeights ? null : new Checkpoint(options.directory);
   let device: Device | null = null;
   try {
-    const check = checkpoint === null ? null : checkWeights(config, checkpoint, options);
+    const check = checkpoint === null ? null : checkWeights(config, checkpoint, options.onProgress);
     const fixed = deviceConfig(config, check?.dtype ?? config.dtype, options);
     device = new NativeLibrary(options.libraryPath).openDevice(fixed);
     setPositions(device, config);
-    const { decoder, weightsHash } =
+    // On a GPU, matrices are kept in the dtype that they are multiplied in.
+    const storage = isCuda(options) ? (fixed.computeDtype as WeightDtype) : null;
+    const { decoder, hash } =
       check === null
-        ? makeUpWeights(device, config, options)
-        : uploadWeights(device, config, check, options);
-    const fingerprint = describeNumbers(device, config, weightsHash);
-    return new Model(device, config, decoder, generation, fingerprint, options.maxLogits ?? options.maxSequences);
+        ? makeUpWeights(device, config, storage ?? config.dtype)
+        : uploadWeights(device, config, check, storage, options.onProgress);
+    const fingerprint = fingerprintOf(device, config, hash);
+    const maxLogits = options.maxLogits ?? options.maxSequences;
+    return new Model(device, config, decoder, generation, fingerprint, maxLogits);
   } catch (error) {
     device?.close();
     throw error;
   } finally {
     checkpoint?.close();
   }
-}
-
-interface CheckedWeights {
-  readonly checkpoint: Checkpoint;
-  readonly bytes: number;
-  /** Of the embedding, which stands for all. */
-  readonly dtype: WeightDtype;
-}
-
-function checkWeights(config: ModelConfig, checkpoint: Checkpoint, options: LoadModelOptions): CheckedWeights {
-  const check = new WeightCheck(checkpoint);
-  loadDecoder(config, check);
-  const unused = check.unused().filter((name) => !isHarmless(name, config));
-  if (unused.length > 0) {
-    const some = unused.slice(0, 3).join(", ") + (unused.length > 3 ? ", ..." : "");
-    options.onProgress(`tensors of the model that are not used: ${unused.length} (${some})`);
-  }
-  return { checkpoint, bytes: check.bytes, dtype: check.firstDtype };
-}
-
-/** Buffers that old checkpoints stored, and the second copy of a tied matrix. */
-function isHarmless(name: string, config: ModelConfig): boolean {
-  return name.endsWith("rotary_emb.inv_freq") || (config.isTied && name === "lm_head.weight");
 }
 
 function deviceConfig(
@@ -187,7 +166,8 @@ function deviceConfig(
 ): DeviceConfig {
   const maxPositions = options.maxModelLen ?? config.maxPositions;
   if (maxPositions > config.maxPositions) {
-    const reason = `the model was made for ${config.maxPositions} tokens: --max-model-len ${maxPositions} is too long`;
+    const made = `the model was made for ${config.maxPositions} tokens`;
+    const reason = `${made}: --max-model-len ${maxPositions} is too long`;
     throw new ModelError(config.file, "max_position_embeddings", reason);
   }
   return {
@@ -231,50 +211,8 @@ function setPositions(device: Device, config: ModelConfig): void {
   device.setAlibi(alibiSlopes(config.heads).map((slope) => slope * scale));
 }
 
-/** On a GPU, matrices are kept in the dtype that they are multiplied in. */
-function storageDtype(device: Device, options: LoadModelOptions): WeightDtype | null {
-  return isCuda(options) ? (device.config.computeDtype as WeightDtype) : null;
-}
-
-function uploadWeights(
-  device: Device,
-  config: ModelConfig,
-  { checkpoint, bytes }: CheckedWeights,
-  options: LoadModelOptions,
-): { decoder: Decoder; weightsHash: string } {
-  const { freeBytes } = device.memoryInfo();
-  if (bytes > freeBytes) {
-    const reason = `the weights are ${gibibytes(bytes)}, but only ${gibibytes(freeBytes)} of memory are free`;
-    throw new ModelError(checkpoint.listing, "", reason);
-  }
-  let doneBytes = 0;
-  let saidTenths = 0;
-  const source = new CheckpointWeights(device, checkpoint, storageDtype(device, options), (added) => {
-    doneBytes += added;
-    const tenths = Math.floor((10 * doneBytes) / bytes);
-    if (tenths === saidTenths || bytes < PROGRESS_BYTES_MIN) return;
-    saidTenths = tenths;
-    options.onProgress(`loading weights: ${10 * tenths} % of ${gibibytes(bytes)}`);
-  });
-  const decoder = loadDecoder(config, source);
-  return { decoder, weightsHash: source.contentHash() };
-}
-
-/** Smaller models load before a line could be read. */
-const PROGRESS_BYTES_MIN = 2 ** 29;
-
-function makeUpWeights(
-  device: Device,
-  config: ModelConfig,
-  options: LoadModelOptions,
-): { decoder: Decoder; weightsHash: string } {
-  const storage = storageDtype(device, options) ?? config.dtype;
-  const decoder = loadDecoder(config, new RandomWeights(device, storage, RANDOM_SEED));
-  return { decoder, weightsHash: `random ${RANDOM_SEED} ${storage}` };
-}
-
 /** The fingerprint: two devices with the same one compute the same KV for the same tokens. */
-function describeNumbers(device: Device, config: ModelConfig, weightsHash: string): string {
+function fingerprintOf(device: Device, config: ModelConfig, weightsHash: string): string {
   const { computeDtype, kvDtype, blockTokens, attentionScale } = device.config;
   const info = device.info();
   const { file: _, rope, ...shape } = config;
@@ -290,8 +228,4 @@ function describeNumbers(device: Device, config: ModelConfig, weightsHash: strin
     backend: info["backend"],
     numericMode: info["numeric_mode"],
   });
-}
-
-function gibibytes(bytes: number): string {
-  return `${(bytes / 2 ** 30).toFixed(2)} GiB`;
 }

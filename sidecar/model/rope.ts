@@ -54,7 +54,9 @@ function llama3Scaled(frequencies: Float64Array, scaling: JsonFields): Float64Ar
   const lowFactor = scaling.positive("low_freq_factor");
   const highFactor = scaling.positive("high_freq_factor");
   const originalPositions = scaling.count("original_max_position_embeddings");
-  if (highFactor <= lowFactor) scaling.refuse("high_freq_factor", `must be above low_freq_factor ${lowFactor}`);
+  if (highFactor <= lowFactor) {
+    scaling.refuse("high_freq_factor", `must be above low_freq_factor ${lowFactor}`);
+  }
   return frequencies.map((frequency) => {
     const turns = (originalPositions * frequency) / (2 * Math.PI);
     if (turns < lowFactor) return frequency / factor;

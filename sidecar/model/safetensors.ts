@@ -135,7 +135,8 @@ function findFiles(directory: string): CheckpointFiles {
   const index = join(directory, "model.safetensors.index.json");
   if (existsSync(single)) return { listing: single, paths: [single], fileOf: null };
   if (!existsSync(index)) {
-    throw new ModelError(single, "", "is missing, and so is model.safetensors.index.json: there are no weights");
+    const reason = "is missing, and so is model.safetensors.index.json: there are no weights";
+    throw new ModelError(single, "", reason);
   }
   const map = readJsonObject(index)["weight_map"];
   if (typeof map !== "object" || map === null) {
@@ -144,7 +145,8 @@ function findFiles(directory: string): CheckpointFiles {
   const fileOf = new Map<string, string>();
   for (const [name, file] of Object.entries(map)) {
     if (typeof file !== "string" || file.includes("/") || file.includes("\\")) {
-      throw new ModelError(index, `weight_map.${name}`, `must be a file beside it, not ${JSON.stringify(file)}`);
+      const reason = `must be a file beside it, not ${JSON.stringify(file)}`;
+      throw new ModelError(index, `weight_map.${name}`, reason);
     }
     fileOf.set(name, join(directory, file));
   }
@@ -199,7 +201,8 @@ function parseEntry(
   if (typeof dtype !== "string" || !Array.isArray(shape) || !shape.every(isCount)) {
     throw new ModelError(path, name, "its header entry lacks dtype or shape");
   }
-  if (!Array.isArray(offsets) || offsets.length !== 2 || !offsets.every(isCount) || offsets[0]! > offsets[1]!) {
+  const isPair = Array.isArray(offsets) && offsets.length === 2 && offsets.every(isCount);
+  if (!isPair || offsets[0]! > offsets[1]!) {
     throw new ModelError(path, name, "its data_offsets are not a range");
   }
   const [begin, end] = offsets as [number, number];

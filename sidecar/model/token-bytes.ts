@@ -6,13 +6,15 @@ import type { JsonFields } from "./json-fields.ts";
 
 export type TokenToBytes = (token: string) => Uint8Array;
 
+const SENTENCEPIECE_PARTS = new Set(["Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"]);
+
 /** Reads the "decoder" of tokenizer.json. Throws ModelError for kinds that are no concatenation of tokens. */
 export function readTokenDecoder(tokenizer: JsonFields): TokenToBytes {
   const decoder = tokenizer.fields("decoder");
   const parts = decoder === null ? [] : flatten(decoder);
   const types = parts.map((part) => part.text("type"));
   if (types.includes("ByteLevel")) return byteLevel();
-  const unknown = types.find((type) => !["Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"].includes(type));
+  const unknown = types.find((type) => !SENTENCEPIECE_PARTS.has(type));
   if (unknown !== undefined) tokenizer.refuse("decoder", `"${unknown}" is not supported`);
   return sentencepiece(parts);
 }

@@ -161,7 +161,9 @@ class EncodeWorker {
       if ("error" in data) waiting.reject(new Error(data.error));
       else waiting.resolve(data.tokens);
     };
-    this.#worker.onerror = ({ message }: ErrorEvent) => this.#failAll(`the tokenizer worker failed: ${message}`);
+    this.#worker.onerror = ({ message }: ErrorEvent) => {
+      this.#failAll(`the tokenizer worker failed: ${message}`);
+    };
   }
 
   encode(text: string): Promise<Int32Array> {

@@ -28,7 +28,7 @@ export interface WeightSource {
 }
 
 const DTYPES: Readonly<Record<string, WeightDtype>> = { F32: "f32", F16: "f16", BF16: "bf16" };
-const DTYPE_BYTES: Readonly<Record<WeightDtype, number>> = { f32: 4, f16: 2, bf16: 2 };
+export const WEIGHT_DTYPE_BYTES: Readonly<Record<WeightDtype, number>> = { f32: 4, f16: 2, bf16: 2 };
 
 /** Finds what is missing or misshapen before anything is uploaded. Its handles stand for nothing. */
 export class WeightCheck implements WeightSource {
@@ -127,7 +127,7 @@ export class CheckpointWeights implements WeightSource {
   #upload(weight: WeightHandle, rowBegin: number, part: RowRange, cols: number): void {
     const { file, info } = this.checkpoint.get(part.tensor);
     const sourceDtype = dtypeOf(file, info);
-    const rowBytes = cols * DTYPE_BYTES[sourceDtype];
+    const rowBytes = cols * WEIGHT_DTYPE_BYTES[sourceDtype];
     if (rowBytes > this.#staging.length) this.#staging = new Uint8Array(rowBytes);
     const rowsAtOnce = Math.floor(this.#staging.length / rowBytes);
     let hash = 0n;
@@ -184,7 +184,8 @@ function placeVector(device: Device, values: Float32Array): DeviceAddress {
 function dtypeOf(file: SafetensorsFile, info: TensorInfo): WeightDtype {
   const dtype = DTYPES[info.dtype];
   if (dtype === undefined) {
-    throw new ModelError(file.path, info.name, `dtype ${info.dtype} is not supported (F32, F16 and BF16 are)`);
+    const reason = `dtype ${info.dtype} is not supported (F32, F16 and BF16 are)`;
+    throw new ModelError(file.path, info.name, reason);
   }
   return dtype;
 }

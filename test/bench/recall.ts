@@ -6,7 +6,9 @@ import { BUNDLED_MODEL, readRecall, RecallRunner } from "../support/recall.ts";
 import { TestModel } from "../support/test-model.ts";
 
 /** The card's row: whole answer equal to the expected sentence. */
-const CARD: Readonly<Record<number, number>> = { 100: 100, 300: 98.8, 600: 100, 1000: 100, 1500: 97.6, 1900: 96.4 };
+const CARD: Readonly<Record<number, number>> = {
+  100: 100, 300: 98.8, 600: 100, 1000: 100, 1500: 97.6, 1900: 96.4,
+};
 
 const { values } = parseArgs({ options: { every: { type: "string", default: "1" } } });
 const items = readRecall().filter((_, index) => index % Number(values.every) === 0);
@@ -26,5 +28,6 @@ console.log(JSON.stringify(model.model.device.info()));
 console.log(`${items.length} items in ${((performance.now() - startedAtMs) / 1000).toFixed(1)} s`);
 console.log("| tokens between telling and answer | exact | the card says |\n| --- | --- | --- |");
 for (const [bucket, { right, count }] of buckets) {
-  console.log(`| about ${bucket} | ${((100 * right) / count).toFixed(1)} % of ${count} | ${CARD[bucket]} % |`);
+  const exact = `${((100 * right) / count).toFixed(1)} % of ${count}`;
+  console.log(`| about ${bucket} | ${exact} | ${CARD[bucket]} % |`);
 }

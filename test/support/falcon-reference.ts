@@ -34,13 +34,15 @@ export function falconReference(directory: string, ids: ArrayLike<number>): Vect
   for (let layer = 0; layer < config.num_hidden_layers; layer++) {
     hidden = decoderLayer(config, (name) => tensor(`transformer.h.${layer}.${name}`), hidden);
   }
-  const normed = hidden.map((x) => layerNorm(x, tensor("transformer.ln_f.weight"), tensor("transformer.ln_f.bias")));
+  const [weight, bias] = [tensor("transformer.ln_f.weight"), tensor("transformer.ln_f.bias")];
+  const normed = hidden.map((x) => layerNorm(x, weight, bias));
   checkpoint.close();
   return normed.map((x) => linear(x, embedding, null));
 }
 
 function decoderLayer(config: FalconValues, tensor: (name: string) => Vector, hidden: Vector[]): Vector[] {
-  const norm = (x: Vector, name: string): Vector => layerNorm(x, tensor(`${name}.weight`), tensor(`${name}.bias`));
+  const norm = (x: Vector, name: string): Vector =>
+    layerNorm(x, tensor(`${name}.weight`), tensor(`${name}.bias`));
   const project = (x: Vector, name: string): Vector =>
     linear(x, tensor(`${name}.weight`), config.bias ? tensor(`${name}.bias`) : null);
   const mlp = (x: Vector): Vector => project(project(x, "mlp.dense_h_to_4h").map(gelu), "mlp.dense_4h_to_h");
@@ -50,7 +52,9 @@ function decoderLayer(config: FalconValues, tensor: (name: string) => Vector, hi
   const attended = attention(config, fused).map((x) => project(x, "self_attention.dense"));
   return hidden.map((x, row) => {
     const afterAttention = add(x, attended[row]!);
-    if (!config.parallel_attn) return add(afterAttention, mlp(norm(afterAttention, "post_attention_layernorm")));
+    if (!config.parallel_attn) {
+      return add(afterAttention, mlp(norm(afterAttention, "post_attention_layernorm")));
+    }
     return add(afterAttention, mlp(isGrouped ? norm(x, "ln_mlp") : attentionInput[row]!));
   });
 }

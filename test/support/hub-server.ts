@@ -53,7 +53,9 @@ export class HubServer {
   /** The commit of "org/name": changes with its files. */
   commitOf(model: string): string {
     const hash = createHash("sha1").update(model);
-    for (const [path, { content }] of Object.entries(this.models.get(model)!)) hash.update(path).update(content);
+    for (const [path, { content }] of Object.entries(this.models.get(model)!)) {
+      hash.update(path).update(content);
+    }
     return hash.digest("hex");
   }
 
@@ -66,16 +68,22 @@ export class HubServer {
     const [, model, rest] = /^(?:\/api\/models)?\/([^/]+\/[^/]+)\/(.+)$/.exec(pathname) ?? [];
     if (model === undefined || rest === undefined) return notFound(response, "RepoNotFound");
     if (this.token !== null && request.headers.authorization !== `Bearer ${this.token}`) {
-      return sendJson(response, 401, { error: "Access to this model is restricted" }, { "x-error-code": "GatedRepo" });
+      return sendJson(response, 401, { error: "Access is restricted" }, { "x-error-code": "GatedRepo" });
     }
     if (!this.models.has(model)) return notFound(response, "RepoNotFound");
     const commit = this.commitOf(model);
     const [verb, revision, ...path] = rest.split("/");
     if (revision !== "main" && revision !== commit) return notFound(response, "RevisionNotFound");
-    if (verb === "revision") return sendJson(response, 200, { _id: "1", id: model, sha: commit, private: false });
-    if (verb === "tree") return sendJson(response, 200, this.#tree(model));
-    if (verb === "resolve") return this.#resolve(model, decodeURIComponent(path.join("/")), request, response);
-    notFound(response, "EntryNotFound");
+    switch (verb) {
+      case "revision":
+        return sendJson(response, 200, { _id: "1", id: model, sha: commit, private: false });
+      case "tree":
+        return sendJson(response, 200, this.#tree(model));
+      case "resolve":
+        return this.#resolve(model, decodeURIComponent(path.join("/")), request, response);
+      default:
+        return notFound(response, "EntryNotFound");
+    }
   }
 
   #tree(model: string): object[] {

@@ -4,7 +4,11 @@
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { gunzipSync } from "node:zlib";
-import { type ChatTemplate, loadChatTemplate, type TemplateMessage } from "../../sidecar/model/chat-template.ts";
+import {
+  type ChatTemplate,
+  loadChatTemplate,
+  type TemplateMessage,
+} from "../../sidecar/model/chat-template.ts";
 import { loadTokenizer, type Tokenizer } from "../../sidecar/model/tokenizer.ts";
 import type { TestModel } from "./test-model.ts";
 
@@ -41,7 +45,8 @@ export class RecallRunner {
     this.model.reset();
     const prompt = this.tokenizer.encode(this.template.render(messages, { addGenerationPrompt: true }));
     const { eosTokens } = this.model.model;
-    const ids = this.model.greedy(this.model.sequence(), prompt, ANSWER_TOKENS_MAX, (id) => eosTokens.has(id));
+    const isEnd = (id: number): boolean => eosTokens.has(id);
+    const ids = this.model.greedy(this.model.sequence(), prompt, ANSWER_TOKENS_MAX, isEnd);
     return this.tokenizer.decode(ids).trim();
   }
 }

@@ -29,7 +29,10 @@ function render({ chat_template, data }: TemplateCase): string {
   return new ChatTemplate(chat_template, {}).render(data.messages, { addGenerationPrompt: false, variables });
 }
 
-function withDirectory(files: Record<string, string>, body: (directory: string) => Promise<void>): Promise<void> {
+function withDirectory(
+  files: Record<string, string>,
+  body: (directory: string) => Promise<void>,
+): Promise<void> {
   const directory = mkdtempSync(join(tmpdir(), "kvasir-template-"));
   for (const [name, content] of Object.entries(files)) writeFileSync(join(directory, name), content);
   return body(directory).finally(() => rmSync(directory, { recursive: true }));
@@ -54,7 +57,8 @@ describe("templates of real models", () => {
 
   test("see no tools where a request has none", () => {
     const { chat_template } = CASES["meta-llama/Llama-3.1-8B-Instruct"]!;
-    const text = new ChatTemplate(chat_template, { bos_token: "<s>" }).render(HELLO, { addGenerationPrompt: true });
+    const template = new ChatTemplate(chat_template, { bos_token: "<s>" });
+    const text = template.render(HELLO, { addGenerationPrompt: true });
     expect(text).toContain("Hello!");
     expect(text).not.toContain("function");
   });

@@ -120,7 +120,9 @@ describe("loading a model", () => {
   test("says which tensors it has no use for", async () => {
     using directory = directoryOf({ ...SHAPES, "model.layers.0.self_attn.q_proj.bias": [8] });
     const { messages } = await load(directory);
-    expect(messages).toEqual(["tensors of the model that are not used: 1 (model.layers.0.self_attn.q_proj.bias)"]);
+    expect(messages).toEqual([
+      "tensors of the model that are not used: 1 (model.layers.0.self_attn.q_proj.bias)",
+    ]);
   });
 
   test("refuses a context that is longer than the model's", async () => {

@@ -40,7 +40,10 @@ describe("a model", () => {
   test("gives the same bits from shards as from one file", async () => {
     const tensors = tensorsAs("BF16");
     const half = Math.floor(tensors.length / 2);
-    const shards = { "model-00001-of-00002.safetensors": tensors.slice(0, half), "model-00002-of-00002.safetensors": tensors.slice(half) };
+    const shards = {
+      "model-00001-of-00002.safetensors": tensors.slice(0, half),
+      "model-00002-of-00002.safetensors": tensors.slice(half),
+    };
     using directory = new ModelDirectory({ "config.json": CONFIG });
     const weight_map: Record<string, string> = {};
     for (const [name, part] of Object.entries(shards)) {
@@ -116,7 +119,8 @@ describe("a model's fingerprint", () => {
     expect(await fingerprintOf(directory.path)).not.toBe(original);
 
     cpSync(LLAMA, directory.path, { recursive: true });
-    const config = { ...(JSON.parse(CONFIG) as object), rope_parameters: { rope_theta: 20000, rope_type: "default" } };
+    const rope_parameters = { rope_theta: 20000, rope_type: "default" };
+    const config = { ...(JSON.parse(CONFIG) as object), rope_parameters };
     directory.write("config.json", config);
     expect(await fingerprintOf(directory.path)).not.toBe(original);
   });

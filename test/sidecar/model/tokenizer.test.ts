@@ -24,7 +24,9 @@ function stream(tokenizer: Tokenizer, ids: Iterable<number>): string[] {
 /** A sentencepiece-like BPE with byte fallback, in the spelling of Llama 2's tokenizer.json. */
 function byteFallbackModel(decoder: object): object {
   const words = ["<unk>", "<s>", "</s>"];
-  for (let byte = 0; byte < 256; byte++) words.push(`<0x${byte.toString(16).toUpperCase().padStart(2, "0")}>`);
+  for (let byte = 0; byte < 256; byte++) {
+    words.push(`<0x${byte.toString(16).toUpperCase().padStart(2, "0")}>`);
+  }
   words.push("▁", "h", "i", "▁h", "▁hi");
   return {
     added_tokens: ["<unk>", "<s>", "</s>"].map((content, id) => ({
