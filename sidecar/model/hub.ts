@@ -212,10 +212,13 @@ function fallBack(hub: Hub, error: Error, { onProgress }: ResolveModelOptions): 
   return snapshot;
 }
 
-/** Says where a download stands, at most once per percent. */
+const PROGRESS_EVERY_MS = 1000;
+
+/** Says where a download stands, about once a second while it moves, and at its end. */
 class Progress {
   #doneBytes = 0;
   #saidPercent = -1;
+  #saidAtMs = -Infinity;
 
   constructor(
     readonly name: string,
@@ -227,8 +230,10 @@ class Progress {
   add(bytes: number): void {
     this.#doneBytes += bytes;
     const percent = Math.floor((100 * this.#doneBytes) / this.totalBytes);
-    if (percent <= this.#saidPercent) return;
+    const nowMs = performance.now();
+    if (percent <= this.#saidPercent || (percent < 100 && nowMs < this.#saidAtMs + PROGRESS_EVERY_MS)) return;
     this.#saidPercent = percent;
+    this.#saidAtMs = nowMs;
     this.say(`downloading ${this.name}: ${percent} % of ${gigabytes(this.totalBytes)}`);
   }
 }

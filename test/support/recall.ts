@@ -20,6 +20,8 @@ export interface RecallItem {
   readonly id: string;
   /** About how many tokens lie between telling and answer. */
   readonly bucket: number;
+  /** Of the whole prompt, as the reference tokenizer counts. */
+  readonly tokens: number;
   readonly messages: readonly TemplateMessage[];
   readonly expected: string;
 }

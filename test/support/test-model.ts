@@ -1,4 +1,4 @@
-// A model on the CPU library with sequences in hand-made block tables: tests feed rows of any sequences in
+// A model with sequences in hand-made block tables: tests feed rows of any sequences in
 // one step and get all their logits. Blocks are handed out in shuffled order, so that nothing works only with
 // neighbours.
 
@@ -15,6 +15,9 @@ const MAX_SEQUENCES = 4;
 const WAIT_US = 10_000_000;
 
 export interface TestModelOptions {
+  /** Default: the CPU library. */
+  readonly libraryPath?: string;
+  readonly computeDtype?: WeightDtype;
   readonly blockTokens?: number;
   readonly kvDtype?: WeightDtype;
   readonly isa?: Isa;
@@ -61,7 +64,7 @@ export class TestModel {
 
   static async load(directory: string, options: TestModelOptions = {}): Promise<TestModel> {
     const model = await loadModel({
-      libraryPath: cpuLibraryPath,
+      libraryPath: options.libraryPath ?? cpuLibraryPath,
       directory,
       randomWeights: false,
       maxModelLen: options.maxModelLen ?? null,
@@ -70,7 +73,7 @@ export class TestModel {
       maxLogits: MAX_ROWS,
       blockTokens: options.blockTokens ?? 8,
       kvDtype: options.kvDtype ?? "f32",
-      computeDtype: "auto",
+      computeDtype: options.computeDtype ?? "auto",
       threads: options.threads ?? 2,
       gpuIndex: 0,
       isa: options.isa ?? "best",

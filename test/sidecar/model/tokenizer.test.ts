@@ -1,6 +1,9 @@
 import { afterAll, describe, expect, test } from "bun:test";
+import { loadChatTemplate } from "../../../sidecar/model/chat-template.ts";
+import { readTensor, SafetensorsFile } from "../../../sidecar/model/safetensors.ts";
 import { loadTokenizer, Tokenizer } from "../../../sidecar/model/tokenizer.ts";
 import { ModelDirectory } from "../../support/model-directory.ts";
+import { readRecall, type RecallItem } from "../../support/recall.ts";
 
 const BUNDLED = "sidecar/models/kvasir-15m-chat";
 const bundled = new Tokenizer(BUNDLED);
@@ -102,6 +105,21 @@ describe("a byte-level tokenizer", () => {
     const bytes = Buffer.concat(Array.from(bundled.encode(text), (id) => bundled.tokenBytes(id)));
     expect(bytes.equals(Buffer.from(text))).toBe(true);
     expect(bundled.tokenBytes(1_000_000)).toHaveLength(0);
+  });
+
+  test("finds the ids of the reference tokenizer in real conversations", async () => {
+    const template = await loadChatTemplate(BUNDLED);
+    const encode = ({ messages }: RecallItem): Int32Array =>
+      bundled.encode(template.render(messages, { addGenerationPrompt: true }));
+    const items = readRecall();
+    for (const item of items.filter((_, index) => index % 12 === 0)) {
+      expect(encode(item)).toHaveLength(item.tokens);
+    }
+    const golden = new SafetensorsFile(`${BUNDLED}/eval/golden.safetensors`);
+    const expected = readTensor(golden, golden.tensors.get("4.input_ids")!);
+    golden.close();
+    const sameLength = items.filter(({ tokens }) => tokens === expected.length);
+    expect(sameLength.map((item) => encode(item))).toContainEqual(expected as Int32Array);
   });
 
   test("encodes nothing as nothing", () => {
