@@ -67,7 +67,7 @@ export class Tokenizer {
    * closed. */
   async encodeAsync(text: string): Promise<Int32Array> {
     if (text.length <= INLINE_CHARACTERS_MAX) return this.encode(text);
-    this.#worker ??= new EncodeWorker(this.directory);
+    if (this.#worker === null || this.#worker.isBroken) this.#worker = new EncodeWorker(this.directory);
     return this.#worker.encode(text);
   }
 
@@ -147,6 +147,8 @@ interface Waiting {
 }
 
 class EncodeWorker {
+  /** It failed, and answers no more. */
+  isBroken = false;
   readonly #worker: Worker;
   readonly #waiting = new Map<number, Waiting>();
   #nextId = 0;
@@ -162,6 +164,8 @@ class EncodeWorker {
       else waiting.resolve(data.tokens);
     };
     this.#worker.onerror = ({ message }: ErrorEvent) => {
+      this.isBroken = true;
+      this.#worker.terminate();
       this.#failAll(`the tokenizer worker failed: ${message}`);
     };
   }

@@ -1,6 +1,5 @@
-// A model with sequences in hand-made block tables: tests feed rows of any sequences in
-// one step and get all their logits. Blocks are handed out in shuffled order, so that nothing works only with
-// neighbours.
+// A model with sequences in hand-made block tables: tests feed rows of any sequences in one step and get all
+// their logits. Blocks are handed out in shuffled order, so that nothing works only with neighbours.
 
 import type { HostBuffer, Isa } from "../../sidecar/native.ts";
 import { Batch, type BatchSequence } from "../../sidecar/model/batch.ts";

@@ -1,4 +1,5 @@
 import { afterAll, describe, expect, test } from "bun:test";
+import { readFileSync, renameSync } from "node:fs";
 import { loadChatTemplate } from "../../../sidecar/model/chat-template.ts";
 import { readTensor, SafetensorsFile } from "../../../sidecar/model/safetensors.ts";
 import { loadTokenizer, Tokenizer } from "../../../sidecar/model/tokenizer.ts";
@@ -140,6 +141,21 @@ describe("a byte-level tokenizer", () => {
     tokenizer.close();
     expect(waiting).rejects.toThrow("the tokenizer was closed");
     await waiting.catch(() => null);
+  });
+});
+
+describe("a tokenizer whose worker fails", () => {
+  test("fails the text, and works again with the next", async () => {
+    using directory = new ModelDirectory({ "tokenizer.json": readFileSync(`${BUNDLED}/tokenizer.json`) });
+    const tokenizer = new Tokenizer(directory.path);
+    const long = "word ".repeat(1000);
+    const path = directory.file("tokenizer.json");
+    renameSync(path, `${path}.away`);
+    const error = await tokenizer.encodeAsync(long).catch((reason: unknown) => reason);
+    expect((error as Error).message).toContain("the tokenizer worker failed");
+    renameSync(`${path}.away`, path);
+    expect(await tokenizer.encodeAsync(long)).toEqual(tokenizer.encode(long));
+    tokenizer.close();
   });
 });
 
