@@ -10,7 +10,7 @@ export interface SchedulerOptions {
   /** Rows of one step. */
   readonly maxBatchTokens: number;
   readonly maxSequences: number;
-  /** Logit biases of all rows of one step. */
+  /** Logit biases of all running sequences together. */
   readonly maxBiases: number;
 }
 
@@ -27,6 +27,8 @@ export class Scheduler {
   /** In order of admission: the last is the youngest. */
   readonly #running: Sequence[] = [];
   readonly #freeSlots: number[];
+  /** Logit biases that the running sequences have not taken; so a step always holds all of theirs. */
+  #biasesLeft: number;
   preemptionCount = 0;
 
   constructor(
@@ -36,6 +38,7 @@ export class Scheduler {
     readonly onAdmit: (sequence: Sequence) => void,
   ) {
     this.#freeSlots = Array.from({ length: options.maxSequences }, (_, i) => options.maxSequences - 1 - i);
+    this.#biasesLeft = options.maxBiases;
   }
 
   get waitingCount(): number {
@@ -56,7 +59,7 @@ export class Scheduler {
 
   /** Picks the rows of the next step; empty when nothing can run now. */
   schedule(nowMs: number): ScheduledRows[] {
-    const step = new StepBudget(this.options);
+    const step = new StepBudget(this.options.maxBatchTokens);
     this.#scheduleDecodes(step);
     this.#schedulePrefills(step);
     this.#admit(step, nowMs);
@@ -73,7 +76,7 @@ export class Scheduler {
   #scheduleDecodes(step: StepBudget): void {
     for (const sequence of this.#running.slice()) {
       if (!sequence.isSchedulable || sequence.tokensToCompute !== 1) continue;
-      if (!step.hasRoomFor(sequence)) return;
+      if (step.rowsLeft === 0) return;
       if (this.#makeRoom(sequence, sequence.enqueued + 1, step)) step.add(sequence, 1);
     }
   }
@@ -81,7 +84,7 @@ export class Scheduler {
   #schedulePrefills(step: StepBudget): void {
     for (const sequence of this.#running.slice()) {
       if (!sequence.isSchedulable || sequence.tokensToCompute <= 1) continue;
-      if (!step.hasRoomFor(sequence)) return;
+      if (step.rowsLeft === 0) return;
       const count = Math.min(step.rowsLeft, sequence.tokensToCompute);
       if (this.#makeRoom(sequence, sequence.enqueued + count, step)) step.add(sequence, count);
     }
@@ -89,13 +92,20 @@ export class Scheduler {
 
   /** New sequences start only when their whole prompt fits beside what runs, so that they do not preempt each other. */
   #admit(step: StepBudget, nowMs: number): void {
+    let hasWaitingBias = false;
     for (let i = 0; i < this.#waiting.length; ) {
       const sequence = this.#waiting[i]!;
-      if (sequence.pendingTokens > 0 || this.#waitsForLeader(sequence)) {
+      // Preempted a moment ago: its tokens arrive soon, and nobody behind it may take the blocks it waits for.
+      if (sequence.pendingTokens > 0) return;
+      if (this.#freeSlots.length === 0 || step.rowsLeft === 0) return;
+      // Who has no biases may overtake; who has some may not, or many small lists would starve a long one.
+      const waitsForBiases =
+        sequence.biasCount > 0 && (hasWaitingBias || sequence.biasCount > this.#biasesLeft);
+      hasWaitingBias ||= waitsForBiases;
+      if (waitsForBiases || this.#waitsForLeader(sequence)) {
         i++;
         continue;
       }
-      if (this.#freeSlots.length === 0 || !step.hasRoomFor(sequence)) return;
       if (!this.#open(sequence)) return;
       this.#waiting.splice(i, 1);
       this.#enterRunning(sequence, nowMs);
@@ -126,6 +136,7 @@ export class Scheduler {
     sequence.slot = this.#freeSlots.pop()!;
     sequence.state = "running";
     sequence.markStarted(nowMs);
+    this.#biasesLeft -= sequence.biasCount;
     this.#running.push(sequence);
     this.onAdmit(sequence);
   }
@@ -133,6 +144,7 @@ export class Scheduler {
   #leaveRunning(sequence: Sequence): void {
     removeFrom(this.#running, sequence);
     this.#freeSlots.push(sequence.slot);
+    this.#biasesLeft += sequence.biasCount;
     const known = Math.min(sequence.enqueued, sequence.tokens.length);
     this.cache.close(sequence.table!, sequence.tokens, known);
     sequence.table = null;
@@ -160,31 +172,21 @@ export class Scheduler {
   }
 }
 
-/** What is left of one step. */
+/** One step in the making. */
 class StepBudget {
   readonly rows: ScheduledRows[] = [];
   readonly #members = new Set<Sequence>();
-  rowsLeft: number;
-  #biasesLeft: number;
 
-  constructor(options: SchedulerOptions) {
-    this.rowsLeft = options.maxBatchTokens;
-    this.#biasesLeft = options.maxBiases;
-  }
+  constructor(public rowsLeft: number) {}
 
   contains(sequence: Sequence): boolean {
     return this.#members.has(sequence);
-  }
-
-  hasRoomFor(sequence: Sequence): boolean {
-    return this.rowsLeft > 0 && sequence.request.sampling.logitBias.length <= this.#biasesLeft;
   }
 
   add(sequence: Sequence, count: number): void {
     this.rows.push({ sequence, begin: sequence.enqueued, count });
     this.#members.add(sequence);
     this.rowsLeft -= count;
-    this.#biasesLeft -= sequence.request.sampling.logitBias.length;
   }
 }
 

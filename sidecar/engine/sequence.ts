@@ -40,7 +40,11 @@ export class Sequence {
   ) {
     this.tokens = Array.from(request.tokens);
     this.promptLength = request.tokens.length;
-    this.seed = request.sampling.seed + choice;
+    this.seed = seedOfChoice(request.sampling.seed, choice);
+  }
+
+  get biasCount(): number {
+    return this.request.sampling.logitBias.length;
   }
 
   get completionLength(): number {
@@ -95,4 +99,9 @@ export class Sequence {
       totalMs: nowMs - receivedAtMs,
     };
   }
+}
+
+/** Seeds have 53 bits and wrap, so that the choices of the largest ones differ too. */
+function seedOfChoice(seed: number, choice: number): number {
+  return Number(BigInt.asUintN(53, BigInt(seed) + BigInt(choice)));
 }
