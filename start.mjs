@@ -104,7 +104,7 @@ async function install() {
   const [program, programArgs] = /npm-cli\.c?js$/.test(npm)
     ? [process.execPath, [npm, ...args]]
     : ["npm", args];
-  const code = await run(program, programArgs, { stdio: "inherit" });
+  const code = await run(program, programArgs, { stdio: "inherit", cwd: ROOT });
   if (code !== 0) throw new StartError("npm could not install the dependencies: see above; then try again");
   if (findBun(ROOT) === null) {
     throw new StartError("npm installed no Bun for this platform: remove node_modules and try again");
@@ -122,7 +122,7 @@ async function install() {
  */
 function run(program, args, options) {
   return new Promise((resolve, reject) => {
-    const child = spawn(program, args, { cwd: ROOT, ...options });
+    const child = spawn(program, args, options);
     for (const signal of /** @type {const} */ (["SIGINT", "SIGTERM", "SIGHUP"])) {
       process.on(signal, () => child.kill(signal));
     }
@@ -158,7 +158,7 @@ async function main() {
   const env = { ...process.env, PATH: path };
   // The end of its input tells a server that this process is gone, however it went.
   process.exitCode = await (command === "test"
-    ? run(bun, [join(ROOT, program), ...args], { stdio: "inherit", env })
+    ? run(bun, [join(ROOT, program), ...args], { stdio: "inherit", cwd: ROOT, env })
     : run(bun, [join(ROOT, program), ...args], {
         stdio: ["pipe", "inherit", "inherit"],
         env: { ...env, KVASIR_PARENT_PIPE: "1" },

@@ -206,11 +206,11 @@ function openLog(path: string): number {
 
 /** False when the server ended instead. */
 async function isReady(child: ChildProcess, cluster: string): Promise<boolean> {
-  let hasEnded = false;
-  child.once("error", () => (hasEnded = true)); // it could not be run; the log is empty then
-  child.once("exit", () => (hasEnded = true));
+  const ended = new AbortController();
+  child.once("error", () => ended.abort()); // it could not be run; the log is empty then
+  child.once("exit", () => ended.abort());
   const deadline = Date.now() + READY_TIMEOUT_MS;
-  while (!hasEnded) {
+  while (!ended.signal.aborted) {
     const pidFile = join(cluster, "postmaster.pid");
     const lines = existsSync(pidFile) ? readFileSync(pidFile, "utf8").split("\n") : [];
     if (Number(lines[0]) === child.pid && lines[7]?.trim() === "ready") return true;

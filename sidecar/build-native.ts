@@ -19,6 +19,8 @@ export class BuildError extends Error {
 
 export interface BuildOptions {
   readonly onProgress: (message: string) => void;
+  /** Ends the compilers; the build then throws the signal's reason. */
+  readonly signal?: AbortSignal;
   /** Folder with common/, cpu/ and cuda/. */
   readonly sources?: string;
   readonly output?: string;
@@ -71,7 +73,7 @@ const ISA_FLAGS: readonly (readonly [suffix: string, flags: readonly string[]])[
 /** Returns the path of the library, built if needed. Throws BuildError. */
 export async function buildNative(backend: Backend, options: BuildOptions): Promise<string> {
   const toolchain = chooseToolchain(backend, options.onProgress);
-  const { sources = SOURCES, output = OUTPUT } = options;
+  const { sources = SOURCES, output = OUTPUT, signal } = options;
   const compiler = await findCompiler(options.compilers ?? toolchain.compilers, toolchain.missing);
   const units = listUnits(sources, toolchain, compiler);
   const key = digest(compiler.version, toolchain.linkFlags.join(" "), ...units.map((unit) => unit.key));
@@ -81,7 +83,7 @@ export async function buildNative(backend: Backend, options: BuildOptions): Prom
   await compileAll(units, { compiler, output, ...options, library: toolchain.library });
   const objects = objectsInLinkOrder(units).map((unit) => objectPath(output, unit));
   await makeFile(library, (path) =>
-    run(compiler.program, [...toolchain.linkFlags, "-o", path, ...objects], "linking"),
+    run(compiler.program, [...toolchain.linkFlags, "-o", path, ...objects], "linking", signal),
   );
   await removeOld(output);
   return library;
@@ -165,6 +167,7 @@ interface CompileJob {
   readonly output: string;
   readonly library: string;
   readonly onProgress: (message: string) => void;
+  readonly signal?: AbortSignal;
 }
 
 /** As many compilers at once as there are cores; the first error stops the rest. */
@@ -179,7 +182,7 @@ async function compileAll(units: readonly Unit[], job: CompileJob): Promise<void
       const { source, flags, path } = unit;
       try {
         await makeFile(objectPath(job.output, unit), (object) =>
-          run(job.compiler.program, [...flags, "-c", "-o", object, source], path),
+          run(job.compiler.program, [...flags, "-c", "-o", object, source], path, job.signal),
         );
       } catch (error) {
         hasFailed = true;
@@ -235,8 +238,19 @@ async function removeOld(output: string): Promise<void> {
 }
 
 /** Returns what the program printed. Throws BuildError with its first lines when it fails. */
-async function run(program: string, args: readonly string[], what: string): Promise<string> {
-  const child = spawn(program, args, { stdio: ["ignore", "pipe", "pipe"] });
+async function run(
+  program: string,
+  args: readonly string[],
+  what: string,
+  signal?: AbortSignal,
+): Promise<string> {
+  signal?.throwIfAborted();
+  // A compiler is several processes: as a group of their own they can be ended together.
+  const child = spawn(program, args, { stdio: ["ignore", "pipe", "pipe"], detached: true });
+  const kill = () => {
+    if (child.pid !== undefined) process.kill(-child.pid, "SIGTERM");
+  };
+  signal?.addEventListener("abort", kill, { once: true });
   let output = "";
   let errors = "";
   child.stdout.on("data", (chunk: Buffer) => (output += chunk.toString()));
@@ -245,7 +259,9 @@ async function run(program: string, args: readonly string[], what: string): Prom
     child.once("error", (error) => reject(new BuildError(`${program} does not run: ${error.message}`)));
     child.once("close", resolve);
   });
+  signal?.removeEventListener("abort", kill);
   if (code === 0) return output;
+  signal?.throwIfAborted();
   const text = (errors || output).split("\n").slice(0, ERROR_LINES).join("\n");
   throw new BuildError(`${what}: ${program} failed (${code ?? "killed"}):\n${text}`);
 }
