@@ -86,7 +86,7 @@ async function startParts(config: LauncherConfig, options: LaunchOptions, parts:
       arguments: args,
       environment: { ...shared, ...added },
       stopTimeoutMs,
-      onLine: (line) => say(`${name}: ${line}`),
+      onLine: (line) => say(line.startsWith(name) ? line : `${name}: ${line}`),
     });
     parts.push(service);
     return await service.ready(stop.orderly);
