@@ -1,0 +1,241 @@
+// The cache against memory that knows what it holds: whatever open() calls cached must hold exactly the KV of that
+// very prefix, after any history.
+
+import { describe, expect, test } from "bun:test";
+import { type BlockHasher, sha256Hasher } from "../../../sidecar/kvcache/block-hash.ts";
+import { type BlockTable, KvCache } from "../../../sidecar/kvcache/kv-cache.ts";
+import { kvValues, SimulatedKv } from "../../support/fake-runner.ts";
+import { SeededRandom, testSeed } from "../../support/seeded-random.ts";
+
+const SALTS = [new Uint8Array(32), new Uint8Array(32).fill(1)];
+
+/** A sequence as the engine would run it. */
+interface Run {
+  readonly table: BlockTable;
+  readonly tokens: number[];
+  readonly cachedCount: number;
+  computed: number;
+}
+
+class Fixture {
+  readonly kv: SimulatedKv;
+  readonly cache: KvCache;
+
+  constructor(gpuBlocks: number, blockTokens = 4, hasher: BlockHasher = sha256Hasher) {
+    this.kv = new SimulatedKv(gpuBlocks, blockTokens);
+    this.cache = new KvCache(this.kv, { blockTokens, gpuBlocks, fingerprint: "test", hasher });
+  }
+
+  /** Null when it does not fit. */
+  open(tokens: readonly number[], salt = 0): Run | null {
+    const chain = this.cache.chain(SALTS[salt]!);
+    const limit = tokens.length - 1;
+    if (!this.cache.fits(chain, tokens, limit, tokens.length)) return null;
+    const { table, cached } = this.cache.open(chain, tokens, limit);
+    expect(this.cache.extend(table, tokens.length), "what fits can be extended").toBe(true);
+    const cachedCount = cached.gpu + cached.host + cached.disk;
+    expect(cachedCount).toBeLessThanOrEqual(limit);
+    this.expectContent(table, tokens, cachedCount);
+    return { table, tokens: [...tokens], cachedCount, computed: cachedCount };
+  }
+
+  compute(run: Run, end = run.tokens.length): void {
+    for (; run.computed < end; run.computed++) {
+      this.kv.compute(run.table.blocks, run.computed, run.tokens[run.computed]!);
+    }
+    this.cache.commit(run.table, run.tokens, run.computed);
+  }
+
+  close(run: Run): void {
+    this.expectContent(run.table, run.tokens, run.computed);
+    this.cache.close(run.table, run.tokens, run.computed);
+  }
+
+  /** Opens, computes and closes. Returns how many tokens were cached. */
+  visit(tokens: readonly number[], salt = 0): number {
+    const run = this.open(tokens, salt)!;
+    this.compute(run);
+    this.close(run);
+    this.cache.checkInvariants();
+    return run.cachedCount;
+  }
+
+  expectContent(table: BlockTable, tokens: readonly number[], count: number): void {
+    const expected = kvValues(tokens.slice(0, count));
+    expect(expected.map((_, i) => this.kv.read(table.blocks, i))).toEqual(expected);
+  }
+}
+
+function range(length: number, first = 1): number[] {
+  return Array.from({ length }, (_, i) => first + i);
+}
+
+describe("KvCache", () => {
+  test("a second visit finds everything but the last token", () => {
+    const fixture = new Fixture(16);
+    expect(fixture.visit(range(11))).toBe(0);
+    expect(fixture.visit(range(11))).toBe(10);
+    expect(fixture.visit(range(12))).toBe(11);
+    expect(fixture.cache.availableBlocks).toBe(16);
+  });
+
+  test("finds the common prefix to the token, inside a block that another conversation went on with", () => {
+    const fixture = new Fixture(16);
+    fixture.visit(range(20));
+    expect(fixture.visit([...range(10), 99, 98, 97])).toBe(10);
+    expect(fixture.cache.stats().copiedBlocks).toBe(1);
+  });
+
+  test("two accounts never share", () => {
+    const fixture = new Fixture(16);
+    fixture.visit(range(20), 0);
+    expect(fixture.visit(range(20), 1)).toBe(0);
+    expect(fixture.visit(range(20), 1)).toBe(19);
+  });
+
+  test("an open block is continued in place when nobody uses it, on a copy when somebody does", () => {
+    const fixture = new Fixture(16);
+    fixture.visit(range(6));
+    const first = fixture.open(range(9))!;
+    expect(fixture.cache.stats().copiedBlocks).toBe(0);
+    const second = fixture.open([...range(6), 50, 51, 52])!;
+    expect(second.cachedCount).toBe(6);
+    expect(fixture.cache.stats().copiedBlocks).toBe(1);
+    fixture.compute(first);
+    fixture.compute(second);
+    fixture.close(first);
+    fixture.close(second);
+    fixture.cache.checkInvariants();
+  });
+
+  test("the prefix of a running sequence is shared while it runs on", () => {
+    const fixture = new Fixture(16);
+    const running = fixture.open(range(10))!;
+    fixture.compute(running);
+    fixture.cache.commitOpen(running.table, running.tokens, running.computed);
+    const other = fixture.open(range(10))!;
+    expect(other.cachedCount).toBe(9);
+    running.tokens.push(77, 78, 79, 80);
+    expect(fixture.cache.extend(running.table, 14)).toBe(true);
+    fixture.compute(running);
+    fixture.compute(other);
+    fixture.close(other);
+    fixture.close(running);
+    expect(fixture.visit([...range(10), 77, 78, 79, 80, 81])).toBe(14);
+  });
+
+  test("extend takes nothing when there is not enough", () => {
+    const fixture = new Fixture(4);
+    const run = fixture.open(range(9))!;
+    expect(fixture.cache.extend(run.table, 17)).toBe(false);
+    expect(run.table.blocks.length).toBe(3);
+    expect(fixture.cache.availableBlocks).toBe(1);
+    expect(fixture.open(range(9, 100))).toBe(null);
+    fixture.close(run);
+  });
+
+  test("the last block of a conversation is evicted before its first", () => {
+    const fixture = new Fixture(6);
+    fixture.visit(range(16));
+    fixture.visit(range(14, 100));
+    // Two of the four blocks had to go.
+    expect(fixture.visit(range(16))).toBe(8);
+  });
+
+  test("a sequence as large as the pool opens on its own cached blocks", () => {
+    const fixture = new Fixture(4);
+    fixture.visit(range(16));
+    expect(fixture.visit(range(16))).toBeGreaterThanOrEqual(12);
+    expect(fixture.cache.availableBlocks).toBe(4);
+  });
+
+  test("a collision of ids under one parent is a miss, and the content is right", () => {
+    // All blocks with the same parent collide; roots stay apart.
+    const blunt: BlockHasher = (parts) => sha256Hasher(parts.length === 2 ? [parts[0]!] : parts);
+    const fixture = new Fixture(16, 4, blunt);
+    fixture.visit([1, 2, 3, 4, 5]);
+    expect(fixture.visit([9, 8, 7, 6, 5])).toBe(0);
+    expect(fixture.visit([1, 2, 3, 4, 5])).toBe(4);
+  });
+
+  test("counts what was asked for and what was found", () => {
+    const fixture = new Fixture(8);
+    fixture.visit(range(9));
+    fixture.visit(range(9));
+    expect(fixture.cache.stats()).toMatchObject({ queriedTokens: 16, hitTokens: 8, gpuBlocksAvailable: 8 });
+  });
+});
+
+describe("KvCache under random use", () => {
+  const seed = testSeed();
+
+  /** Prompts of few different tokens, many of which begin alike. */
+  function randomPrompt(random: SeededRandom, known: readonly number[][]): number[] {
+    const stem = known.length > 0 && random.next() < 0.7 ? known[random.integer(0, known.length - 1)]! : [];
+    const kept = stem.slice(0, random.integer(0, stem.length));
+    const added = Array.from({ length: random.integer(1, 9) }, () => random.integer(1, 3));
+    return [...kept, ...added].slice(0, 28);
+  }
+
+  test(`what is called cached holds the prefix's own KV (seed ${seed})`, () => {
+    const random = new SeededRandom(seed);
+    let hits = 0;
+    for (let round = 0; round < 40; round++) {
+      const blockTokens = 2 ** random.integer(0, 3);
+      const fixture = new Fixture(Math.ceil(40 / blockTokens) + random.integer(0, 20), blockTokens);
+      const runs: Run[] = [];
+      const known: number[][] = [];
+      for (let i = 0; i < 150; i++) {
+        const run = runs[random.integer(0, Math.max(0, runs.length - 1))];
+        const pick = random.next();
+        if (pick < 0.35 || run === undefined) {
+          const tokens = randomPrompt(random, known);
+          const opened = fixture.open(tokens, random.next() < 0.8 ? 0 : 1);
+          if (opened !== null) runs.push(opened);
+          known.push(tokens);
+          hits += opened?.cachedCount ?? 0;
+        } else if (pick < 0.5) {
+          fixture.compute(run, random.integer(run.computed, run.tokens.length));
+        } else if (pick < 0.7) {
+          if (run.tokens.length < 36 && fixture.cache.extend(run.table, run.tokens.length + 1)) {
+            run.tokens.push(random.integer(1, 3));
+          }
+        } else if (pick < 0.8) {
+          fixture.cache.commitOpen(run.table, run.tokens, run.computed);
+        } else {
+          known.push([...run.tokens]);
+          fixture.close(run);
+          runs.splice(runs.indexOf(run), 1);
+        }
+        fixture.cache.checkInvariants();
+      }
+      for (const run of runs) fixture.close(run);
+      expect(fixture.cache.availableBlocks).toBe(fixture.cache.blockCount);
+      fixture.cache.checkInvariants();
+    }
+    expect(hits).toBeGreaterThan(1000);
+  });
+
+  test(`fits() keeps its word in a full pool (seed ${seed})`, () => {
+    const random = new SeededRandom(seed + 1);
+    const fixture = new Fixture(9, 2);
+    const known: number[][] = [];
+    let refused = 0;
+    for (let i = 0; i < 400; i++) {
+      const runs = Array.from({ length: random.integer(1, 4) }, () => {
+        const tokens = randomPrompt(random, known).slice(0, 16);
+        known.push(tokens);
+        return fixture.open(tokens);
+      });
+      for (const run of runs) {
+        if (run === null) refused++;
+        else {
+          fixture.compute(run);
+          fixture.close(run);
+        }
+      }
+      fixture.cache.checkInvariants();
+    }
+    expect(refused).toBeGreaterThan(10);
+  });
+});
