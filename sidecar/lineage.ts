@@ -3,7 +3,8 @@
 // and a segment's ids are found again under a hash chained over the whole text before it. Matching text reuses
 // its ids, so the KV of the whole turn is found to the token; text that differs is encoded anew and costs only hits.
 
-import { Database } from "bun:sqlite";
+import { Database, SQLiteError } from "bun:sqlite";
+import { closeSync, openSync } from "node:fs";
 
 /** Encodes text that begins at a special token (or at the start of the prompt). */
 export type Encode = (text: string) => Promise<Int32Array>;
@@ -11,6 +12,8 @@ export type Encode = (text: string) => Promise<Int32Array>;
 export interface LineageOptions {
   /** File of the store, or ":memory:". */
   readonly path: string;
+  /** Names the tokenizer: ids of one mean nothing to another, and the file may outlive a change of model. */
+  readonly tokenizerId: string;
   /** Content -> id of the tokens at which text is cut. */
   readonly specialTokens: ReadonlyMap<string, number>;
   /** Most segments kept; the least recently used go first. */
@@ -22,6 +25,13 @@ export interface ResolvedPrompt {
   /** Tokens taken from lineage instead of being encoded. */
   readonly knownTokens: number;
 }
+
+interface KnownBeginning {
+  readonly known: number[];
+  readonly encodeFrom: number | null;
+}
+
+const NOTHING_KNOWN: KnownBeginning = { known: [], encodeFrom: 0 };
 
 /** A special token, or the text between two of them. */
 interface Piece {
@@ -39,8 +49,11 @@ export class Lineage {
   readonly #splitter: RegExp | null;
   #segmentCount: number;
   #clock: number;
+  #failureCount = 0;
 
   constructor(readonly options: LineageOptions) {
+    // Made before sqlite would, for its owner alone: the texts of all conversations can be read from the ids.
+    if (options.path !== ":memory:") closeSync(openSync(options.path, "a", 0o600));
     this.#database = new Database(options.path, { create: true, strict: true });
     this.#database.run("PRAGMA journal_mode = WAL");
     this.#database.run("PRAGMA synchronous = OFF");
@@ -65,29 +78,15 @@ export class Lineage {
     this.#splitter = splitterOf(options.specialTokens);
   }
 
+  /** Reads and writes that the store failed to do (a full disk, say): they cost hits, never an answer. */
+  get failureCount(): number {
+    return this.#failureCount;
+  }
+
   /** The ids of `text`: known ones as far as the text was seen before under this salt, the rest encoded. */
   async resolve(salt: Uint8Array, text: string, encode: Encode): Promise<ResolvedPrompt> {
-    const known: number[] = [];
-    let key = firstKey(salt);
-    let lastSpecial: { at: number; knownLength: number } | null = null;
-    let encodeFrom: number | null = null;
-    for (const piece of this.#split(text)) {
-      key = nextKey(key, piece.text);
-      if (piece.specialId !== null) {
-        lastSpecial = { at: piece.at, knownLength: known.length };
-        known.push(piece.specialId);
-        continue;
-      }
-      const row = this.#find.get(key);
-      if (row === null) {
-        // From the special token on, so that the tokenizer sees that the piece is not the start of the text.
-        encodeFrom = lastSpecial?.at ?? piece.at;
-        known.length = lastSpecial?.knownLength ?? known.length;
-        break;
-      }
-      this.#touch.run(++this.#clock, key);
-      for (const id of idsOf(row.ids)) known.push(id);
-    }
+    const { known, encodeFrom } =
+      this.#attempt(() => this.#database.transaction(() => this.#lookUp(salt, text))()) ?? NOTHING_KNOWN;
     if (encodeFrom === null) return { tokens: Int32Array.from(known), knownTokens: known.length };
     const encoded = await encode(text.slice(encodeFrom));
     const tokens = new Int32Array(known.length + encoded.length);
@@ -98,36 +97,76 @@ export class Lineage {
 
   /** Records that `tokens` are the ids of `text`. Nothing is kept from where the two do not line up. */
   remember(salt: Uint8Array, text: string, tokens: Int32Array): void {
-    const specialIds = new Set(this.options.specialTokens.values());
-    let key = firstKey(salt);
-    let at = 0;
-    const insertAll = this.#database.transaction(() => {
-      for (const piece of this.#split(text)) {
-        key = nextKey(key, piece.text);
-        if (piece.specialId !== null) {
-          if (tokens[at] !== piece.specialId) return;
-          at++;
-          continue;
-        }
-        let end = at;
-        while (end < tokens.length && !specialIds.has(tokens[end]!)) end++;
-        if (end === at) return;
-        if (this.#find.get(key) === null) this.#segmentCount++;
-        this.#insert.run(key, bytesOf(tokens.subarray(at, end)), ++this.#clock);
-        at = end;
-      }
-    });
-    insertAll();
-    if (this.#segmentCount > this.options.maxSegments) this.#prune();
+    const added = this.#attempt(() => this.#database.transaction(() => this.#insertAll(salt, text, tokens))());
+    this.#segmentCount += added ?? 0;
+    if (this.#segmentCount > this.options.maxSegments) this.#attempt(() => this.#prune());
   }
 
   close(): void {
     this.#database.close();
   }
 
-  /** Drops the least recently used tenth. */
+  /** What the store knows of `text`, and from where on it must be encoded (null: not at all). */
+  #lookUp(salt: Uint8Array, text: string): KnownBeginning {
+    const known: number[] = [];
+    let key = firstKey(salt, this.options.tokenizerId);
+    let lastSpecial: { at: number; knownLength: number } | null = null;
+    for (const piece of this.#split(text)) {
+      key = nextKey(key, piece.text);
+      if (piece.specialId !== null) {
+        lastSpecial = { at: piece.at, knownLength: known.length };
+        known.push(piece.specialId);
+        continue;
+      }
+      const row = this.#find.get(key);
+      if (row === null) {
+        // From the special token on, so that the tokenizer sees that the piece is not the start of the text.
+        known.length = lastSpecial?.knownLength ?? known.length;
+        return { known, encodeFrom: lastSpecial?.at ?? piece.at };
+      }
+      this.#touch.run(++this.#clock, key);
+      for (const id of idsOf(row.ids)) known.push(id);
+    }
+    return { known, encodeFrom: null };
+  }
+
+  /** Returns how many segments are new. */
+  #insertAll(salt: Uint8Array, text: string, tokens: Int32Array): number {
+    const specialIds = new Set(this.options.specialTokens.values());
+    let key = firstKey(salt, this.options.tokenizerId);
+    let at = 0;
+    let added = 0;
+    for (const piece of this.#split(text)) {
+      key = nextKey(key, piece.text);
+      if (piece.specialId !== null) {
+        if (tokens[at] !== piece.specialId) return added;
+        at++;
+        continue;
+      }
+      let end = at;
+      while (end < tokens.length && !specialIds.has(tokens[end]!)) end++;
+      if (end === at) return added;
+      if (this.#find.get(key) === null) added++;
+      this.#insert.run(key, bytesOf(tokens.subarray(at, end)), ++this.#clock);
+      at = end;
+    }
+    return added;
+  }
+
+  /** Null, and counted, when the store fails. */
+  #attempt<Result>(work: () => Result): Result | null {
+    try {
+      return work();
+    } catch (error) {
+      if (!(error instanceof SQLiteError)) throw error;
+      this.#failureCount++;
+      return null;
+    }
+  }
+
+  /** Drops the least recently used hundredth: few enough that no socket feels it. */
   #prune(): void {
-    const excess = this.#segmentCount - Math.floor(this.options.maxSegments * 0.9);
+    const excess = this.#segmentCount - Math.floor(this.options.maxSegments * 0.99);
     this.#database
       .query("DELETE FROM segments WHERE key IN (SELECT key FROM segments ORDER BY used_at LIMIT ?)")
       .run(excess);
@@ -152,8 +191,9 @@ function splitterOf(specialTokens: ReadonlyMap<string, number>): RegExp | null {
   return new RegExp(longestFirst.map((token) => RegExp.escape(token)).join("|"), "g");
 }
 
-function firstKey(salt: Uint8Array): Uint8Array {
-  return new Bun.CryptoHasher("sha256").update("kvasir lineage 1").update(salt).digest();
+function firstKey(salt: Uint8Array, tokenizerId: string): Uint8Array {
+  const hasher = new Bun.CryptoHasher("sha256").update("kvasir lineage 2").update(salt);
+  return hasher.update(tokenizerId).digest();
 }
 
 function nextKey(key: Uint8Array, text: string): Uint8Array {

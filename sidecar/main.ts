@@ -1,6 +1,6 @@
 // `bun run sidecar`: reads the configuration, loads the model in the engine worker, serves edges until told to stop.
 
-import { mkdirSync } from "node:fs";
+import { mkdirSync, readFileSync } from "node:fs";
 import { basename, join } from "node:path";
 import { OptionError } from "../config/options.ts";
 import { buildNative } from "./build-native.ts";
@@ -39,6 +39,7 @@ async function main(): Promise<void> {
   describeEngine(ready, config);
   const lineage = new Lineage({
     path: join(config.dataDirectory, "lineage.sqlite"),
+    tokenizerId: new Bun.CryptoHasher("sha256").update(readFileSync(join(directory, "tokenizer.json"))).digest("hex"),
     specialTokens: tokenizer.specialTokens,
     maxSegments: LINEAGE_SEGMENTS_MAX,
   });
