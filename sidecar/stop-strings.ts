@@ -1,5 +1,6 @@
 // Finds stop strings in a stream of text pieces, also where they cross token borders: text that could still become a
-// stop string is held back until the next piece decides.
+// stop string is held back until the next piece decides. Of several, the one that is complete first ends the text (if
+// two are at once, the longer), as if the text came character by character: token borders make no difference.
 
 export interface StopScan {
   /** Text that may be sent. */
@@ -16,7 +17,7 @@ export class StopScanner {
   push(piece: string): StopScan {
     if (this.stops.length === 0) return { text: piece, isStopped: false };
     const text = this.#held + piece;
-    const at = firstIndexOfAny(text, this.stops);
+    const at = startOfFirstComplete(text, this.stops);
     if (at >= 0) {
       this.#held = "";
       return { text: text.slice(0, at), isStopped: true };
@@ -34,13 +35,17 @@ export class StopScanner {
   }
 }
 
-function firstIndexOfAny(text: string, stops: readonly string[]): number {
-  let first = -1;
+/** -1 when there is none. */
+function startOfFirstComplete(text: string, stops: readonly string[]): number {
+  let start = -1;
+  let end = Infinity;
   for (const stop of stops) {
     const at = text.indexOf(stop);
-    if (at >= 0 && (first < 0 || at < first)) first = at;
+    if (at < 0 || at + stop.length > end) continue;
+    start = at + stop.length < end ? at : Math.min(at, start);
+    end = at + stop.length;
   }
-  return first;
+  return start;
 }
 
 function longestSuffixThatBegins(text: string, stops: readonly string[]): number {
