@@ -25,13 +25,14 @@ const NOTHING: CompletionUpdate = { stoppedChoice: null, isDone: false };
 
 export class Completion {
   readonly #choices: Choice[];
+  /** What the template made of the messages; known once the prompt is prepared. */
+  promptText = "";
   #tokenCount = 0;
 
   constructor(
     /** The edge's number for it, on its connection. */
     readonly stream: number,
     readonly request: SubmitRequest,
-    readonly promptText: string,
     readonly tokenizer: Tokenizer,
   ) {
     const { n, stop, logprobs } = request.sampling;
@@ -100,6 +101,7 @@ class Choice {
   readonly #detokenizer: Detokenizer;
   #pending: PendingDelta | null = null;
   #text = "";
+  #byteCount = 0;
   #hasSpecialToken = false;
 
   constructor(
@@ -116,6 +118,7 @@ class Choice {
 
   push(event: TokenEvent): void {
     this.completionTokens++;
+    this.#byteCount += this.tokenizer.tokenBytes(event.token).length;
     this.#hasSpecialToken ||= this.tokenizer.isSpecial(event.token);
     const { text, isStopped } = this.scanner.push(this.#detokenizer.push(event.token));
     this.isStopped = isStopped;
@@ -142,6 +145,8 @@ class Choice {
   /** The answer's text with its end token; null when the sequence holds more than the client saw. */
   lineageTail(): string | null {
     if (this.isStopped || this.#hasSpecialToken || this.finished === null) return null;
+    // Bytes of a character that was never completed are in the tokens, but not in the text.
+    if (Buffer.byteLength(this.#text) !== this.#byteCount) return null;
     const { reason, tokens } = this.finished;
     if (reason === "length") return this.#text;
     const endToken = reason === "stop" ? this.tokenizer.specialText(tokens.at(-1)!) : null;
@@ -156,7 +161,9 @@ class Choice {
     }
     this.#pending.text += text;
     this.#pending.tokenCount += tokenCount;
-    if (logprobs !== null) this.#pending.logprobs = [...(this.#pending.logprobs ?? []), ...logprobs];
+    if (logprobs === null) return;
+    if (this.#pending.logprobs === null) this.#pending.logprobs = logprobs;
+    else this.#pending.logprobs.push(...logprobs);
   }
 
   #logprobOf({ token, logprob, top }: TokenEvent): TokenLogprob {

@@ -40,7 +40,7 @@ export class Connection {
 
   /** Sends what the step brought: one delta frame, then the ends. */
   sendStep(ended: readonly { completion: Completion; done: Done }[]): void {
-    for (const { completion } of ended) this.streams.delete(completion.stream);
+    for (const { completion } of ended) this.leave(completion);
     if (this.#isFull) {
       this.#endedWhileFull.push(...ended);
       return;
@@ -50,6 +50,16 @@ export class Connection {
     for (const { completion } of ended) deltas.push(...completion.takeDeltas());
     if (deltas.length > 0) this.send([FrameType.delta, deltas]);
     for (const { completion, done } of ended) this.send([FrameType.done, completion.stream, done]);
+  }
+
+  /** The stream has ended. Its number may have been given to another request since: that one stays. */
+  leave(completion: Completion): void {
+    if (this.streams.get(completion.stream) === completion) this.streams.delete(completion.stream);
+  }
+
+  /** Nothing waits here for the socket to drain. */
+  get isFlushed(): boolean {
+    return this.isClosed || !this.#isFull;
   }
 
   send(frame: SidecarFrame): void {

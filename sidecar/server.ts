@@ -77,14 +77,18 @@ export class SidecarServer {
         idleTimeout: 120,
         open: (socket) => this.#open(socket),
         message: (socket, message) => this.#message(socket, message),
-        drain: (socket) => socket.data.connection?.drained(),
+        drain: (socket) => {
+          socket.data.connection?.drained();
+          this.#checkIdle();
+        },
         close: (socket) => this.#close(socket),
       },
     });
   }
 
   get url(): string {
-    return `ws://${this.options.host}:${this.#server.port}`;
+    const { host } = this.options;
+    return `ws://${host.includes(":") ? `[${host}]` : host}:${this.#server.port}`;
   }
 
   /** Called with the events of one engine step. */
@@ -157,6 +161,7 @@ export class SidecarServer {
 
   #message(socket: ServerWebSocket<SocketData>, message: string | Buffer): void {
     const connection = socket.data.connection!;
+    if (connection.isClosed) return;
     try {
       if (typeof message === "string") throw new FrameError("frames are binary");
       this.#dispatch(connection, decodeEdgeFrame(message));
@@ -214,55 +219,51 @@ export class SidecarServer {
       connection.close(CloseCode.outOfOrder, `stream ${stream} is in use`);
       return;
     }
-    const receivedAtMs = nowMs();
+    // msgpack's bytes are a view of the frame, which does not outlive this turn.
+    const ownRequest = { ...request, salt: new Uint8Array(request.salt) };
+    const completion = new Completion(stream, ownRequest, this.parts.tokenizer);
+    connection.streams.set(stream, completion);
     const id = this.#nextRequest++;
     this.#preparing++;
-    this.#start(connection, stream, request, id, receivedAtMs)
-      .catch((error: unknown) => {
-        this.#active.delete(id);
-        connection.streams.delete(stream);
-        const known = error instanceof RequestError;
-        const code = known ? error.code : "internal";
-        const retryAfterS = known ? error.retryAfterS : null;
-        connection.send([FrameType.error, stream, code, (error as Error).message, retryAfterS]);
-      })
+    this.#start(id, { connection, completion }, nowMs())
+      .catch((error: unknown) => this.#refuse(id, { connection, completion }, error))
       .finally(() => {
         this.#preparing--;
         this.#checkIdle();
       });
   }
 
-  async #start(
-    connection: Connection,
-    stream: number,
-    request: SubmitRequest,
-    id: number,
-    receivedAtMs: number,
-  ): Promise<void> {
+  async #start(id: number, active: Active, receivedAtMs: number): Promise<void> {
     if (this.#isDraining) throw new RequestError("shutting_down", "the sidecar is shutting down");
     if (this.#active.size + this.#preparing > this.options.maxRequests) {
       throw new RequestError("queue_full", `${this.options.maxRequests} requests are in progress already`, 1);
     }
-    // msgpack's bytes are a view of the frame, which does not outlive this turn.
-    const ownRequest = { ...request, salt: new Uint8Array(request.salt) };
-    const preparing = new Completion(stream, ownRequest, "", this.parts.tokenizer);
-    connection.streams.set(stream, preparing);
-    const prompt = await this.parts.prompts.build(ownRequest);
-    // The edge may have aborted the stream, or left, while the prompt was encoded.
-    if (connection.isClosed || connection.streams.get(stream) !== preparing) return;
-    const completion = new Completion(stream, ownRequest, prompt.text, this.parts.tokenizer);
-    connection.streams.set(stream, completion);
-    this.#active.set(id, { connection, completion });
+    const { request } = active.completion;
+    const prompt = await this.parts.prompts.build(request);
+    if (!isWanted(active)) return;
+    active.completion.promptText = prompt.text;
+    this.#active.set(id, active);
     this.parts.engine.submit({
       id,
       tokens: prompt.tokens,
-      salt: ownRequest.salt,
+      salt: request.salt,
       sampling: engineSampling(request.sampling),
       choiceCount: request.sampling.n,
       maxTokens: prompt.maxTokens,
       receivedAtMs,
       deadlineAtMs: receivedAtMs + request.deadlineMs,
     });
+  }
+
+  #refuse(id: number, active: Active, error: unknown): void {
+    this.#active.delete(id);
+    if (!isWanted(active)) return;
+    const { connection, completion } = active;
+    connection.leave(completion);
+    const { code, retryAfterS } =
+      error instanceof RequestError ? error : { code: "internal" as const, retryAfterS: null };
+    const message = error instanceof Error ? error.message : String(error);
+    connection.send([FrameType.error, completion.stream, code, message, retryAfterS]);
   }
 
   #abortStream(connection: Connection, stream: number): void {
@@ -288,20 +289,32 @@ export class SidecarServer {
 
   #fail(event: FailEvent, { connection, completion }: Active): void {
     this.#active.delete(event.request);
-    connection.streams.delete(completion.stream);
+    connection.leave(completion);
     const { code, message, retryAfterS } = event;
     connection.send([FrameType.error, completion.stream, code, message, retryAfterS]);
   }
 
   async #sendStats(connection: Connection, stream: number): Promise<void> {
     const engine = await this.parts.engine.stats();
-    const server = { activeRequests: this.#active.size, connections: this.#connections.size };
+    const server = {
+      activeRequests: this.#active.size,
+      connections: this.#connections.size,
+      lineageFailures: this.parts.lineage.failureCount,
+    };
     connection.send([FrameType.stats, stream, { ...engine, ...server }]);
   }
 
   #checkIdle(): void {
-    if (this.#active.size === 0 && this.#preparing === 0) this.#onIdle?.();
+    if (this.#onIdle === null || this.#active.size > 0 || this.#preparing > 0) return;
+    // What an edge has not read yet would be lost with its connection.
+    for (const connection of this.#connections) if (!connection.isFlushed) return;
+    this.#onIdle();
   }
+}
+
+/** False when the edge aborted the stream, or left, while the prompt was prepared. */
+function isWanted({ connection, completion }: Active): boolean {
+  return !connection.isClosed && connection.streams.get(completion.stream) === completion;
 }
 
 /** Compares in constant time, so that the secret cannot be guessed byte by byte. */

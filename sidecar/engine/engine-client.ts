@@ -63,6 +63,8 @@ export class EngineClient {
   /** Closes the device and ends the worker. */
   async stop(): Promise<void> {
     this.#send({ type: "stop" });
+    // The worker closes the device when it sees the message: whoever still sends must not wake what is gone.
+    this.#deviceHandle = 0;
     await this.#stopped;
     this.#worker.terminate();
   }

@@ -99,7 +99,7 @@ export class Scheduler {
       if (sequence.pendingTokens > 0) return;
       if (this.#freeSlots.length === 0 || step.rowsLeft === 0) return;
       // Who has no biases may overtake; who has some may not, or many small lists would starve a long one.
-      const waitsForBiases =
+      const waitsForBiases: boolean =
         sequence.biasCount > 0 && (hasWaitingBias || sequence.biasCount > this.#biasesLeft);
       hasWaitingBias ||= waitsForBiases;
       if (waitsForBiases || this.#waitsForLeader(sequence)) {
