@@ -35,6 +35,7 @@ export class OptionValues {
     const values = new Map<string, string>();
     for (const spec of specs) {
       const fromEnv = spec.env === undefined ? undefined : env[spec.env];
+      if (given[spec.flag] === "") throw new OptionError(`--${spec.flag} must not be empty`);
       const value = given[spec.flag] ?? (fromEnv === "" ? undefined : fromEnv) ?? spec.fallback;
       if (typeof value === "string") values.set(spec.flag, value);
       if (value === true) values.set(spec.flag, "true");

@@ -89,7 +89,7 @@ export function readSidecarConfig(
     dataDirectory: resolve(values.text("data")),
     name: values.text("name"),
     drainTimeoutMs: values.number("drain-timeout", 0, 3600) * 1000,
-    secret: env["KVASIR_SIDECAR_SECRET"] ?? null,
+    secret: env["KVASIR_SIDECAR_SECRET"] || null,
   };
   checkTogether(config);
   return Object.freeze(config);
