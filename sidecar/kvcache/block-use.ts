@@ -1,5 +1,6 @@
-// What the cache policy knows about one block: when it was used, and who waits for it. A cache's own record of a block
-// carries these fields (spread newBlockUse() into it), so that the policy needs no table of its own.
+// What the cache policy knows about one block: when it was used, and who waits for it. A cache's own record
+// of a block carries these fields (spread newBlockUse() into it), so that the policy needs no table of its
+// own.
 
 import type { HeapItem } from "./indexed-heap.ts";
 

@@ -1,5 +1,5 @@
-// A binary heap whose items know their place in it, so that any item can be removed or re-ordered in O(log n). An
-// item may be in several heaps at once, one per slot of its `heapIndexes`.
+// A binary heap whose items know their place in it, so that any item can be removed or re-ordered in O(log
+// n). An item may be in several heaps at once, one per slot of its `heapIndexes`.
 
 import { assert } from "../assert.ts";
 
@@ -45,7 +45,9 @@ export class IndexedHeap<Item extends HeapItem> {
     this.update(last);
   }
 
-  /** Finds the item's new place after its key has changed. One item at a time: the others must be in order. */
+  /**
+   * Finds the item's new place after its key has changed. One item at a time: the others must be in order.
+   */
   update(item: Item): void {
     const index = item.heapIndexes[this.slot]!;
     this.#siftUp(item, index);

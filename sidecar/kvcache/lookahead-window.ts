@@ -1,7 +1,8 @@
-// The waiting queue as the cache sees it: whose blocks will be needed, in which order, and which of them fit a budget.
-// Walking the queue from its head and counting each distinct block once, the first `budget` blocks are the window
-// (CachedAttention, 3.3, by blocks instead of mean sessions). The window's far edge is kept up to date as sequences
-// come and go: a change costs O(blocks of that sequence), never O(blocks of the queue).
+// The waiting queue as the cache sees it: whose blocks will be needed, in which order, and which of them
+// fit a budget. Walking the queue from its head and counting each distinct block once, the first `budget`
+// blocks are the window (CachedAttention, 3.3, by blocks instead of mean sessions). The window's far edge
+// is kept up to date as sequences come and go: a change costs O(blocks of that sequence), never O(blocks of
+// the queue).
 
 import { assert } from "../assert.ts";
 import { type BlockUse, OUTSIDE_WINDOW, type Waiter } from "./block-use.ts";

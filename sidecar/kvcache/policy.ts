@@ -1,9 +1,9 @@
-// The cache policy: what to evict, what to demote, what to bring up, as the scheduler's queue sees the future
-// (CachedAttention, USENIX ATC '24, 3.3). Pure: no I/O, no clock, no bytes. The server's three tiers and the trace
-// simulator run this very module; "lru" and "fifo" are baselines behind the same calls.
+// The cache policy: what to evict, what to demote, what to bring up, as the scheduler's queue sees the
+// future (CachedAttention, USENIX ATC '24, 3.3). Pure: no I/O, no clock, no bytes. The server's three tiers
+// and the trace simulator run this very module; "lru" and "fifo" are baselines behind the same calls.
 //
-// The cache tells it what happened (insert, retain, release, remove per tier; touch; enqueue, dequeue) and asks what
-// to do (tier.next(), prefetch(), expire(), blocksToDemote()).
+// The cache tells it what happened (insert, retain, release, remove per tier; touch; enqueue, dequeue) and
+// asks what to do (tier.next(), prefetch(), expire(), blocksToDemote()).
 
 import type { BlockUse, Waiter } from "./block-use.ts";
 import { IndexedHeap } from "./indexed-heap.ts";
@@ -57,7 +57,9 @@ export class CachePolicy<Block extends BlockUse> {
     return this.#window?.insideCount ?? 0;
   }
 
-  /** A sequence waits at the end of the queue. `blocks`: the cached blocks of its prompt, first block first. */
+  /**
+   * A sequence waits at the end of the queue. `blocks`: the cached blocks of its prompt, first block first.
+   */
   enqueue(blocks: readonly Block[]): Waiter<Block> {
     return this.#window?.append(blocks) ?? NO_WAITER;
   }
@@ -78,8 +80,8 @@ export class CachePolicy<Block extends BlockUse> {
   }
 
   /**
-   * The blocks of one sequence were used. What several conversations share lives as long as the longest of them asks.
-   * Give whole chains, so that a prefix is never less recent than what hangs on it.
+   * The blocks of one sequence were used. What several conversations share lives as long as the longest of
+   * them asks. Give whole chains, so that a prefix is never less recent than what hangs on it.
    */
   touch(blocks: Iterable<Block>, nowMs: number, { ttlMs = Infinity, priority = 0 }: Keep = {}): void {
     const recencyMs = nowMs + priority * this.#priorityBonusMs;
@@ -97,7 +99,10 @@ export class CachePolicy<Block extends BlockUse> {
     if (this.#expiry.has(block)) this.#expiry.remove(block);
   }
 
-  /** Idle blocks whose time is over: no one waits for them, no tier has them pinned. To be dropped from all tiers. */
+  /**
+   * Idle blocks whose time is over: no one waits for them, no tier has them pinned. To be dropped from all
+   * tiers.
+   */
   expire(nowMs: number): Block[] {
     const expired: Block[] = [];
     const busy: Block[] = [];
@@ -111,8 +116,8 @@ export class CachePolicy<Block extends BlockUse> {
   }
 
   /**
-   * Blocks to read from disk into host memory now, head of the queue first, at most `limit`. `windowBlocks` is the
-   * prefetch window (see prefetchBudget). Costs O(blocks in the window); nothing for lru and fifo.
+   * Blocks to read from disk into host memory now, head of the queue first, at most `limit`. `windowBlocks`
+   * is the prefetch window (see prefetchBudget). Costs O(blocks in the window); nothing for lru and fifo.
    */
   prefetch(windowBlocks: number, limit: number, isWanted: (block: Block) => boolean): Block[] {
     const wanted: Block[] = [];
@@ -161,9 +166,10 @@ export function evictionBudget(hostBlocks: number, diskBlocks: number): number {
 }
 
 /**
- * Blocks that the prefetch window spans: what host memory can offer to waiting sequences. Blocks of the window that
- * are in host memory already count too, and `reserveBlocks` must be at least the high watermark: else the background
- * would write down the window's tail and the prefetch bring it up again, for ever.
+ * Blocks that the prefetch window spans: what host memory can offer to waiting sequences. Blocks of the
+ * window that are in host memory already count too, and `reserveBlocks` must be at least the high
+ * watermark: else the background would write down the window's tail and the prefetch bring it up again, for
+ * ever.
  */
 export function prefetchBudget(hostBlocks: number, pinnedBlocks: number, reserveBlocks: number): number {
   return Math.max(0, hostBlocks - pinnedBlocks - reserveBlocks);
@@ -183,8 +189,8 @@ export function blocksToDemote(freeBlocks: number, freeingBlocks: number, marks:
 }
 
 /**
- * The paper's windows in sequences: L_pw = C_mem / S_kv with `tierBytes` = C_mem, L_ev = (C_mem + C_disk) / S_kv with
- * the sum. Printed beside what the block-exact windows hold.
+ * The paper's windows in sequences: L_pw = C_mem / S_kv with `tierBytes` = C_mem, L_ev = (C_mem + C_disk) /
+ * S_kv with the sum. Printed beside what the block-exact windows hold.
  */
 export function paperWindow(tierBytes: number, meanSequenceBytes: number): number {
   return meanSequenceBytes > 0 ? Math.floor(tierBytes / meanSequenceBytes) : 0;

@@ -41,7 +41,10 @@ export class VictimOrder<Block extends BlockUse> {
     return this.has(block) && !this.#evictable.has(block);
   }
 
-  /** The block now has a place in this tier, and is pinned. `parent`: the block it continues, null for a first block. */
+  /**
+   * The block now has a place in this tier, and is pinned. `parent`: the block it continues, null for a
+   * first block.
+   */
   insert(block: Block, parent: Block | null): void {
     assert(!this.has(block), "the block is resident already");
     // A conversation is as old as its first block: first in, first out must not strand a suffix.
@@ -86,7 +89,10 @@ export class VictimOrder<Block extends BlockUse> {
   }
 }
 
-/** Outside the window by least recent use; inside, the furthest sequence first; the last block before its prefix. */
+/**
+ * Outside the window by least recent use; inside, the furthest sequence first; the last block before its
+ * prefix.
+ */
 function leastNeeded(a: BlockUse, b: BlockUse): boolean {
   if (a.neededAt !== b.neededAt) return a.neededAt > b.neededAt;
   if (a.neededAt === OUTSIDE_WINDOW && a.recencyMs !== b.recencyMs) return a.recencyMs < b.recencyMs;

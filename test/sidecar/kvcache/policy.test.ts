@@ -18,7 +18,8 @@ interface Block extends BlockUse {
 }
 
 function chain(name: string, length: number, startDepth = 0): Block[] {
-  return Array.from({ length }, (_, i) => ({ name: `${name}${startDepth + i}`, ...newBlockUse(startDepth + i) }));
+  const depths = Array.from({ length }, (_, i) => startDepth + i);
+  return depths.map((depth) => ({ name: `${name}${depth}`, ...newBlockUse(depth) }));
 }
 
 /** Blocks in host memory, used at `nowMs`, evictable. */
@@ -160,7 +161,7 @@ describe("the look-ahead window", () => {
     expect(a.every((block) => Number.isFinite(block.neededAt))).toBe(true);
   });
 
-  test("budgets: the eviction window spans host and disk, the prefetch window what host memory can offer", () => {
+  test("budgets: one window spans host and disk, the other what host memory can offer", () => {
     expect(evictionBudget(10, 100)).toBe(110);
     expect(prefetchBudget(10, 3, 2)).toBe(5);
     expect(prefetchBudget(10, 9, 2)).toBe(0);
@@ -248,7 +249,8 @@ class Model {
   /** Larger goes first. */
   victimKeys(block: Block, inside: Map<Block, number>): number[] {
     const ticket = inside.get(block);
-    return ticket === undefined ? [Infinity, -this.recency.get(block)!, block.depth] : [ticket, 0, block.depth];
+    if (ticket === undefined) return [Infinity, -this.recency.get(block)!, block.depth];
+    return [ticket, 0, block.depth];
   }
 
   worstKeys(): number[] | null {
@@ -318,7 +320,7 @@ function checkAgainstModel(random: SeededRandom, windowBlocks: number): void {
         model.evictable.add(block);
       }
     } else if (choice === 8) {
-      for (const block of blocks.filter((candidate) => model.evictable.delete(candidate))) policy.host.retain(block);
+      for (const block of blocks) if (model.evictable.delete(block)) policy.host.retain(block);
     } else {
       evictOne(policy, model);
     }
@@ -342,7 +344,8 @@ function expectAgreement(policy: CachePolicy<Block>, model: Model, prefetchWindo
   const victim = policy.host.next();
   const worst = model.worstKeys();
   expect(victim === null ? null : model.victimKeys(victim, inside)).toEqual(worst);
-  expect(policy.prefetch(prefetchWindow, Infinity, () => true)).toEqual([...model.walk(prefetchWindow).keys()]);
+  const prefetched = policy.prefetch(prefetchWindow, Infinity, () => true);
+  expect(prefetched).toEqual([...model.walk(prefetchWindow).keys()]);
 }
 
 describe("size", () => {
