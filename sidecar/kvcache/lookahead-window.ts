@@ -97,14 +97,13 @@ export class LookaheadWindow<Block extends BlockUse> {
     this.#balance();
   }
 
-  /** The first `budget` distinct blocks that the queue needs, head first. */
-  *walk(budget: number): Generator<Block> {
+  /** Visits the first `budget` distinct blocks that the queue needs, head first, until `visit` says false. */
+  walk(budget: number, visit: (block: Block) => boolean): void {
     let left = budget;
     for (let node = this.#head; node !== null; node = node.next) {
       for (const block of node.blocks) {
         if (block.waiters[0] !== node) continue;
-        if (left-- <= 0) return;
-        yield block;
+        if (left-- <= 0 || !visit(block)) return;
       }
     }
   }

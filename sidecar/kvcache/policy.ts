@@ -122,11 +122,10 @@ export class CachePolicy<Block extends BlockUse> {
   prefetch(windowBlocks: number, limit: number, isWanted: (block: Block) => boolean): Block[] {
     const wanted: Block[] = [];
     if (this.#window === null || limit <= 0) return wanted;
-    for (const block of this.#window.walk(windowBlocks)) {
-      if (!isWanted(block)) continue;
-      wanted.push(block);
-      if (wanted.length >= limit) break;
-    }
+    this.#window.walk(windowBlocks, (block) => {
+      if (isWanted(block)) wanted.push(block);
+      return wanted.length < limit;
+    });
     return wanted;
   }
 

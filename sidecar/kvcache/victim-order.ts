@@ -12,13 +12,15 @@ export class VictimOrder<Block extends BlockUse> {
   #entryCount = 0;
   #residentCount = 0;
 
+  readonly #comesFirst: (a: BlockUse, b: BlockUse) => boolean;
+
   constructor(
-    policy: PolicyName,
+    readonly policy: PolicyName,
     /** Index of the tier in the per-tier fields of BlockUse. */
     readonly tierIndex: number,
   ) {
-    const comesFirst = policy === "fifo" ? enteredFirst(tierIndex) : leastNeeded;
-    this.#evictable = new IndexedHeap<Block>(tierIndex, comesFirst);
+    this.#comesFirst = policy === "fifo" ? enteredFirst(tierIndex) : leastNeeded;
+    this.#evictable = new IndexedHeap<Block>(tierIndex, this.#comesFirst);
   }
 
   get residentCount(): number {
@@ -75,6 +77,13 @@ export class VictimOrder<Block extends BlockUse> {
   /** The next victim, or null when every resident block is pinned. It stays until remove(). */
   next(): Block | null {
     return this.#evictable.peek();
+  }
+
+  /** Whether a block that wants to come into this full tier is worth more than its next victim. */
+  isWorthReplacing(block: Block): boolean {
+    const victim = this.next();
+    if (victim === null) return false;
+    return this.policy === "fifo" || this.#comesFirst(victim, block);
   }
 
   /** The block's recency or need has changed. */

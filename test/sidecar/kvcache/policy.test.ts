@@ -17,9 +17,12 @@ interface Block extends BlockUse {
   readonly name: string;
 }
 
+function newBlock(name: string, depth: number): Block {
+  return { name: `${name}${depth}`, ...newBlockUse(depth) };
+}
+
 function chain(name: string, length: number, startDepth = 0): Block[] {
-  const depths = Array.from({ length }, (_, i) => startDepth + i);
-  return depths.map((depth) => ({ name: `${name}${depth}`, ...newBlockUse(depth) }));
+  return Array.from({ length }, (_, i) => newBlock(name, startDepth + i));
 }
 
 /** Blocks in host memory, used at `nowMs`, evictable. */
