@@ -8,7 +8,7 @@ export interface DiskChannelOptions<Block> {
   readonly blockBytes: number;
   /** The next chunk; empty: nothing to do. */
   readonly take: () => Block[];
-  readonly onMoved: (block: Block) => void;
+  readonly onMoved: (blocks: readonly Block[]) => void;
 }
 
 export class DiskChannel<Block> {
@@ -30,7 +30,7 @@ export class DiskChannel<Block> {
     this.events.after((1000 * chunk.length * blockBytes) / bytesPerSecond, () => {
       this.#isBusy = false;
       this.movedBlocks += chunk.length;
-      for (const block of chunk) onMoved(block);
+      onMoved(chunk);
       this.wake();
     });
   }
