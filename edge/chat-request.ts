@@ -111,6 +111,12 @@ export const chatRequest = z
           .max(2 ** 31)
           .nullish()
           .describe("seconds of idleness after which the conversation's cache may go"),
+        priority: z
+          .int()
+          .min(-10)
+          .max(10)
+          .nullish()
+          .describe("keep this conversation's cache longer (above 0) or less long (below) than others'"),
         parent_message_id: z
           .string()
           .nullish()
@@ -152,6 +158,7 @@ export function submitRequest(
     deadlineMs: limits.deadlineMs,
     truncation: chat.truncation ?? "auto",
     cacheTtlS: chat.kvasir?.cache_ttl_s ?? null,
+    priority: chat.kvasir?.priority ?? 0,
   };
 }
 

@@ -79,6 +79,7 @@ export class Completion {
         ...first.timings,
         totalMs: Math.max(...finishes.map(({ timings }) => timings.totalMs)),
       },
+      cache: first.cache,
       finishReasons: this.#choices.map((choice) => choice.finishReason),
       tokenCount: this.#tokenCount,
       missReasons: { ...first.missReasons },

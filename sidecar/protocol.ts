@@ -7,7 +7,7 @@ import { Packr } from "msgpackr";
 import { z } from "zod";
 
 /** Raised whenever a frame's meaning changes; both sides must speak the same one. */
-export const PROTOCOL_VERSION = 1;
+export const PROTOCOL_VERSION = 2;
 
 /** Longest frame either side accepts, in bytes. A submit holds a whole conversation as text. */
 export const FRAME_BYTES_MAX = 32 * 1024 * 1024;
@@ -105,6 +105,8 @@ const submit = z.object({
   truncation: z.enum(["auto", "disabled"]),
   /** Seconds of idleness after which this conversation's blocks may go; null: the sidecar's default. */
   cacheTtlS: z.int().min(0).nullable(),
+  /** Soft wish to keep this conversation's blocks longer (above 0) or less long (below) than others'. */
+  priority: z.int().min(-10).max(10),
 });
 export type SubmitRequest = z.infer<typeof submit>;
 
@@ -172,9 +174,27 @@ const timings = z.object({
 });
 export type Timings = z.infer<typeof timings>;
 
+/** What was done about the part of the prompt that was cached, and what had been expected of it. */
+export const CACHE_CHOICES = ["none", "resident", "load", "split", "recompute"] as const;
+const cacheReport = z.object({
+  /**
+   * none: nothing was cached; resident: all of it lay in gpu memory; load: from host or disk; split: a part
+   * loaded, the rest computed anew; recompute: all of it computed anew, because that was faster.
+   */
+  choice: z.enum(CACHE_CHOICES),
+  /** Expected time of loading, and of computing the same tokens; null where there was nothing to load. */
+  predictedLoadMs: z.number().nullable(),
+  predictedRecomputeMs: z.number().nullable(),
+  loadedBytes: z.int(),
+  /** Tokens that had left the view by the end of the answer, because the context window was full. */
+  droppedTokens: z.int(),
+});
+export type CacheReport = z.infer<typeof cacheReport>;
+
 const done = z.object({
   usage,
   timings,
+  cache: cacheReport,
   /** One per choice. */
   finishReasons: z.array(z.enum(["stop", "length", "abort"])),
   /** Deltas sent on this stream before merging; equals the sum of tokens of all deltas received, so that a cut is seen. */

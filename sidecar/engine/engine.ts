@@ -7,7 +7,7 @@
 import { assert } from "../assert.ts";
 import type { KvCache } from "../kvcache/kv-cache.ts";
 import type { Batch } from "../model/batch.ts";
-import type { FinishReason } from "../protocol.ts";
+import type { CacheReport, FinishReason } from "../protocol.ts";
 import { type EngineEvent, type EngineRequest, nowMs } from "./request.ts";
 import { type ScheduledRows, Scheduler, type SchedulerOptions } from "./scheduler.ts";
 import { Sequence } from "./sequence.ts";
@@ -29,6 +29,10 @@ export interface EngineOptions extends SchedulerOptions {
   readonly maxWaiting: number;
   readonly eosTokens: ReadonlySet<number>;
 }
+
+const NO_CACHE_REPORT: CacheReport = {
+  choice: "none", predictedLoadMs: null, predictedRecomputeMs: null, loadedBytes: 0, droppedTokens: 0,
+};
 
 /** A step that the device works on. */
 interface StepInFlight {
@@ -211,6 +215,7 @@ export class Engine {
         cachedTokens: sequence.cached,
       },
       timings: sequence.timings(this.now()),
+      cache: NO_CACHE_REPORT,
       missReasons: { absent: sequence.promptLength - cachedCount },
       tokens: Int32Array.from(sequence.tokens),
     });

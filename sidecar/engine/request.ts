@@ -1,6 +1,6 @@
 // What main and engine worker say to each other: requests in, events out. Plain data, structured-cloned.
 
-import type { ErrorCode, FinishReason, Timings, Usage } from "../protocol.ts";
+import type { CacheReport, ErrorCode, FinishReason, Timings, Usage } from "../protocol.ts";
 
 /** How tokens are chosen; text-level things (stop strings) are the main thread's business. */
 export interface EngineSampling {
@@ -50,6 +50,7 @@ export interface FinishEvent {
   readonly reason: FinishReason;
   readonly usage: Usage;
   readonly timings: Timings;
+  readonly cache: CacheReport;
   readonly missReasons: Readonly<Record<string, number>>;
   readonly tokens: Int32Array;
 }
