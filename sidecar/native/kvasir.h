@@ -129,9 +129,9 @@ typedef struct {
   int32_t sequence_count;
   int32_t logit_count;
   int32_t sequences_at;    /* kvs_step_sequence[sequence_count] */
-  int32_t row_sequence_at; /* int32[row_count]: index of the row's sequence; -1: padding, computes garbage, stores nothing */
+  int32_t row_sequence_at; /* int32[row_count]: index of a row's sequence; -1: padding, computes garbage, stores nothing */
   int32_t row_position_at; /* int32[row_count]: position in the sequence's view */
-  int32_t block_table_at;  /* int32[]: gpu block of each block_tokens positions; -1: outside a sliding window, never read */
+  int32_t block_table_at;  /* int32[]: gpu block of block_tokens positions each; -1: outside a sliding window, not read */
   int32_t logit_row_at;    /* int32[logit_count]: row whose logits are wanted */
   int32_t sampling_at;     /* kvs_step_sampling[logit_count] */
   int32_t bias_id_at;      /* int32[]: token ids of logit biases */
@@ -143,12 +143,13 @@ typedef struct {
   int32_t slot;        /* row of the tokens buffer */
   int32_t row_begin;   /* its rows are neighbours, positions rising by one */
   int32_t row_count;
-  int32_t table_begin; /* its part of the block table: entry j holds positions [j * block_tokens, (j + 1) * block_tokens) */
+  int32_t table_begin; /* its block table; entry j holds positions [j * block_tokens, (j + 1) * block_tokens) */
 } kvs_step_sequence;
 
-/* Order: penalties and bias on the logits; / temperature; top_k; top_p over the rest renormalised; min_p (relative
- * to the likeliest); then inverse CDF in order of token id with a uniform drawn from Philox4x32-10 keyed by seed,
- * counter = rng_position. temperature 0: arg max, lowest id on ties. Logprobs are of the unchanged logits. */
+/* Order: penalties (repetition, then frequency and presence) and bias on the logits; / temperature; top_k; top_p over
+ * the rest renormalised; min_p (relative to the likeliest); then inverse CDF in order of token id with a uniform drawn
+ * from Philox4x32-10 keyed by seed, counter = rng_position. temperature 0: arg max, lowest id on ties; top_k and top_p
+ * keep the lowest ids of equals, too. Logprobs are of the unchanged logits. */
 typedef struct {
   int32_t sequence; /* index in sequences; -1: padding, writes nothing */
   float temperature;
@@ -170,7 +171,7 @@ typedef struct {
 
 /* What kvs_sample writes, one per logit row, into memory of kvs_alloc_host. */
 typedef struct {
-  int32_t token;   /* -1: the logits held NaN or no finite value */
+  int32_t token;   /* -1: the logits held NaN or +inf, or no finite value (tokens[] gets 0), or none was wanted */
   float logprob;
   int32_t top_count;
   int32_t reserved;
@@ -191,8 +192,8 @@ kvs_status kvs_embed(kvs_device *device, uint64_t y, kvs_weight *weight, uint32_
 kvs_status kvs_rms_norm(kvs_device *device, uint64_t y, uint64_t x, uint64_t weight, uint32_t row_count, uint32_t size,
                         float epsilon);
 /* y = (x - mean) / sqrt(variance + epsilon) * weight + bias (bias may be 0). */
-kvs_status kvs_layer_norm(kvs_device *device, uint64_t y, uint64_t x, uint64_t weight, uint64_t bias, uint32_t row_count,
-                          uint32_t size, float epsilon);
+kvs_status kvs_layer_norm(kvs_device *device, uint64_t y, uint64_t x, uint64_t weight, uint64_t bias,
+                          uint32_t row_count, uint32_t size, float epsilon);
 
 enum {
   KVS_MATMUL_ACCUMULATE = 1, /* y += instead of y = (the residual add) */
@@ -208,7 +209,8 @@ kvs_status kvs_append_kv(kvs_device *device, uint64_t q, uint64_t qkv, uint32_t 
                          uint32_t row_count, float epsilon);
 /* y (row_count, heads * head_dim) = softmax(scale (R(p - base) q) . k) v over positions (p - window, p] of the row's
  * view; R(p - base): q of position p turned against the base position of each block. window 0: all. */
-kvs_status kvs_attention(kvs_device *device, uint64_t y, uint64_t q, uint32_t layer, uint32_t window, uint32_t row_count);
+kvs_status kvs_attention(kvs_device *device, uint64_t y, uint64_t q, uint32_t layer, uint32_t window,
+                         uint32_t row_count);
 /* y (row_count, size) = silu(x[:, :size]) * x[:, size:]; x (row_count, 2 size). */
 kvs_status kvs_silu_mul(kvs_device *device, uint64_t y, uint64_t x, uint32_t row_count, uint32_t size);
 /* y = gelu(x), exact (erf). y may be x. */
@@ -282,7 +284,8 @@ typedef struct {
 } kvs_disk_info;
 
 /* Opens (or makes, mode 0600) one file of file_bytes, locks it (KVS_IN_USE), preallocates it. */
-kvs_status kvs_disk_open(const char *path, uint64_t file_bytes, uint32_t thread_count, kvs_disk **out, kvs_disk_info *info);
+kvs_status kvs_disk_open(const char *path, uint64_t file_bytes, uint32_t thread_count, kvs_disk **out,
+                         kvs_disk_info *info);
 /* Takes as many requests as the queue holds, in order; *accepted says how many (KVS_BUSY when fewer than count). */
 kvs_status kvs_disk_submit(kvs_disk *disk, const kvs_disk_request *requests, uint32_t count, uint32_t *accepted);
 kvs_status kvs_disk_reap(kvs_disk *disk, kvs_disk_completion *completions, uint32_t capacity, uint32_t *count);

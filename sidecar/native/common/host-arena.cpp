@@ -57,7 +57,8 @@ HostArena::HostArena(const char* name, uint32_t slot_count, uint64_t slot_bytes,
       slot_bytes_(slot_bytes),
       mapping_bytes_(page_bytes + slot_count * (arena_header_bytes + slot_bytes)) {
   if (name == nullptr || !map_shared(name, config)) {
-    mapping_ = mmap(nullptr, mapping_bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+    mapping_ = mmap(nullptr, mapping_bytes_, PROT_READ | PROT_WRITE, flags, -1, 0);
     if (mapping_ == MAP_FAILED) {
       fail(KVS_OUT_OF_MEMORY, "no %llu bytes for the host arena: %s",
            static_cast<unsigned long long>(mapping_bytes_), std::strerror(errno));

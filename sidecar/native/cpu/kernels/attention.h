@@ -1,0 +1,302 @@
+// y = softmax(scale q . k) v over a paged view. Key tiles are the blocks of the view, in order, with an online softmax
+// from tile to tile (Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018; Dao et al.,
+// FlashAttention, 2022). An item is some rows of the step and the query heads of one key-value head, which share every
+// tile they widen. A row's sums run in one order, over its own keys alone, whoever shares its item.
+
+constexpr uint32_t item_queries_max = 96;  // rows times query heads: what widening a tile is spread over
+
+inline uint32_t round_up(uint32_t a, uint32_t multiple) { return (a + multiple - 1) / multiple * multiple; }
+
+/** Rows of one sequence against one key-value head, for query heads [head_begin, head_end). */
+struct AttentionPiece {
+  uint32_t sequence;
+  uint32_t row_begin;
+  uint32_t row_end;
+  uint32_t kv_head;
+  uint32_t head_begin;
+  uint32_t head_end;
+};
+
+/** A thread's tiles and running state. Query i is head i % heads of row i / heads. */
+struct AttentionState {
+  uint32_t key_stride;  // of keys and scores: the tile's keys, rounded up to whole vectors
+  uint32_t dim_stride;
+  float* keys;     // (head_dim, key_stride): transposed
+  float* values;   // (block_tokens, dim_stride)
+  float* queries;  // (tile_rows, dim_stride): turned against the tile's base
+  float* scores;   // (tile_rows, key_stride)
+  float* outputs;  // (queries, dim_stride): not yet divided by the sum
+  float* maxima;   // (queries)
+  float* sums;     // (queries)
+};
+
+/** A query's keys of the tile: [begin, end). */
+struct KeyRange {
+  uint32_t begin;
+  uint32_t end;
+  bool is_empty() const { return begin >= end; }
+};
+
+inline KeyRange keys_of(uint32_t position, uint32_t window, uint32_t base, uint32_t block_tokens) {
+  const uint32_t first = window == 0 || position < window ? 0 : position - window + 1;
+  const uint32_t end = position + 1 <= base ? 0 : min_of(block_tokens, position + 1 - base);
+  return {first <= base ? 0 : first - base, end};
+}
+
+inline AttentionState make_state(const kvs_device_config& config, uint32_t queries, Scratch& scratch) {
+  AttentionState state;
+  state.key_stride = round_up(config.block_tokens, tile_outputs);
+  state.dim_stride = round_up(config.head_dim, tile_outputs);
+  state.keys = scratch.take<float>(config.head_dim * state.key_stride);
+  state.values = scratch.take<float>(config.block_tokens * state.dim_stride);
+  state.queries = scratch.take<float>(tile_rows * state.dim_stride);
+  state.scores = scratch.take<float>(tile_rows * state.key_stride);
+  state.outputs = scratch.take<float>(queries * state.dim_stride);
+  state.maxima = scratch.take<float>(queries);
+  state.sums = scratch.take<float>(queries);
+  return state;
+}
+
+uint64_t attention_scratch_bytes(const kvs_device_config& config) {
+  const uint64_t key_stride = round_up(config.block_tokens, tile_outputs);
+  const uint64_t dim_stride = round_up(config.head_dim, tile_outputs);
+  const uint64_t queries = max_of(item_queries_max, config.heads / config.kv_heads);
+  const uint64_t floats = config.head_dim * key_stride + config.block_tokens * dim_stride +
+                          tile_rows * (dim_stride + key_stride) + queries * (dim_stride + 2);
+  return 4 * floats + 1024;
+}
+
+/** Widens keys [0, range.end) and values of the range; values past the range may be anything, so they stay unread. */
+template <class Type>
+void load_tile(const AttentionState& state, const kvs_device_config& config, const typename Type::Stored* keys,
+               const typename Type::Stored* values, KeyRange range) {
+  const uint32_t head_dim = config.head_dim;
+  alignas(64) float lanes[W];
+  for (uint32_t t = 0; t < range.end; ++t) {
+    for_lanes(head_dim, [&](uint32_t d, uint32_t n) {
+      Type::load(keys + t * head_dim + d, n).store(lanes);
+      for (uint32_t i = 0; i < n; ++i) state.keys[(d + i) * state.key_stride + t] = lanes[i];
+    });
+  }
+  for (uint32_t t = range.begin; t < range.end; ++t) {
+    float* to = state.values + t * state.dim_stride;
+    for (uint32_t d = 0; d < state.dim_stride; d += W) {
+      if (d + W <= head_dim) {
+        Type::load(values + t * head_dim + d).store(to + d);
+      } else {
+        (d < head_dim ? Type::load(values + t * head_dim + d, head_dim - d) : Vec::zero()).store(to + d);
+      }
+    }
+  }
+}
+
+/** scores (Rows, keys) = queries . keys, up to key `end`. */
+template <uint32_t Rows>
+inline void score_queries(const AttentionState& state, uint32_t head_dim, uint32_t end) {
+  for (uint32_t t = 0; t < end; t += tile_outputs) {
+    Vec acc[Rows][1][tile_vecs];
+    for (auto& row : acc) {
+      for (Vec& vec : row[0]) vec = Vec::zero();
+    }
+    const float* const w[1] = {state.keys + t};
+    accumulate<F32, Rows, 1, tile_vecs>(acc, state.queries, state.dim_stride, w, state.key_stride, head_dim);
+    for (uint32_t r = 0; r < Rows; ++r) {
+      for (uint32_t v = 0; v < tile_vecs; ++v) acc[r][0][v].store(state.scores + r * state.key_stride + t + v * W);
+    }
+  }
+}
+
+inline void add_alibi(float* scores, KeyRange range, float slope, uint32_t position, uint32_t base) {
+  const float distance = static_cast<float>(base) - static_cast<float>(position);
+  for (uint32_t t = range.begin; t < range.end; ++t) scores[t] += slope * (distance + static_cast<float>(t));
+}
+
+/** Scores become weights e^(score - max); the sum runs on. Returns what earlier sums and outputs shrink by. */
+inline float update_softmax(float* scores, KeyRange range, float& maximum, float& sum) {
+  const uint32_t begin = range.begin / W * W;
+  const uint32_t end = round_up(range.end, W);
+  for (uint32_t t = begin; t < range.begin; ++t) scores[t] = -__builtin_inff();
+  for (uint32_t t = range.end; t < end; ++t) scores[t] = -__builtin_inff();
+  Vec most = Vec::set(maximum);
+  for (uint32_t t = begin; t < end; t += W) most = Vec::max(Vec::load(scores + t), most);
+  const float new_maximum = max_of(most);
+  const Vec offset = Vec::set(new_maximum);
+  Vec total = Vec::zero();
+  for (uint32_t t = begin; t < end; t += W) {
+    const Vec weight = exp_of(Vec::load(scores + t) - offset);
+    weight.store(scores + t);
+    total = total + weight;
+  }
+  alignas(64) float shrink[W];
+  exp_of(Vec::set(maximum) - offset).store(shrink);
+  maximum = new_maximum;
+  sum = sum * shrink[0] + sum_of(total);
+  return shrink[0];
+}
+
+/** outputs = outputs * shrink + weights . values for queries [query, query + Rows), which have the same keys. */
+template <uint32_t Rows>
+inline void add_values(const AttentionState& state, uint32_t query, const float* scores, const float* shrink,
+                       KeyRange range) {
+  float* outputs = state.outputs + query * state.dim_stride;
+  for (uint32_t d = 0; d < state.dim_stride; d += tile_outputs) {
+    Vec acc[Rows][1][tile_vecs];
+    for (uint32_t r = 0; r < Rows; ++r) {
+      for (uint32_t v = 0; v < tile_vecs; ++v) {
+        acc[r][0][v] = Vec::load(outputs + r * state.dim_stride + d + v * W) * Vec::set(shrink[r]);
+      }
+    }
+    const float* const w[1] = {state.values + range.begin * state.dim_stride + d};
+    accumulate<F32, Rows, 1, tile_vecs>(acc, scores + range.begin, state.key_stride, w, state.dim_stride,
+                                        range.end - range.begin);
+    for (uint32_t r = 0; r < Rows; ++r) {
+      for (uint32_t v = 0; v < tile_vecs; ++v) acc[r][0][v].store(outputs + r * state.dim_stride + d + v * W);
+    }
+  }
+}
+
+/** `count` queries, up to tile_rows, against the tile at `base`. */
+inline void attend_tile(const AttentionTask& task, const AttentionPiece& piece, const AttentionState& state,
+                        uint32_t query, uint32_t count, uint32_t base) {
+  const kvs_device_config& config = *task.config;
+  const uint32_t heads = piece.head_end - piece.head_begin;
+  KeyRange ranges[tile_rows];
+  KeyRange widest{config.block_tokens, 0};
+  bool is_uniform = true;
+  for (uint32_t i = 0; i < count; ++i) {
+    const uint32_t row = piece.row_begin + (query + i) / heads;
+    const uint32_t head = piece.head_begin + (query + i) % heads;
+    const uint32_t position = static_cast<uint32_t>(task.step->row_position[row]);
+    ranges[i] = keys_of(position, task.window, base, config.block_tokens);
+    is_uniform = is_uniform && ranges[i].begin == ranges[0].begin && ranges[i].end == ranges[0].end;
+    if (ranges[i].is_empty()) continue;
+    widest = {min_of(widest.begin, ranges[i].begin), max_of(widest.end, ranges[i].end)};
+    const float* q = task.q + (static_cast<uint64_t>(row) * config.heads + head) * config.head_dim;
+    rotate(state.queries + i * state.dim_stride, q, task.rope, config.rotary_dim, config.head_dim, position - base,
+           config.attention_scale);
+  }
+  if (widest.is_empty()) return;
+  with_count<tile_rows>(count, [&](auto rows) {
+    score_queries<decltype(rows)::value>(state, config.head_dim, widest.end);
+  });
+  float shrink[tile_rows];
+  for (uint32_t i = 0; i < count; ++i) {
+    if (ranges[i].is_empty()) continue;
+    float* scores = state.scores + i * state.key_stride;
+    if (task.alibi_slopes != nullptr) {
+      const uint32_t row = piece.row_begin + (query + i) / heads;
+      const uint32_t head = piece.head_begin + (query + i) % heads;
+      add_alibi(scores, ranges[i], task.alibi_slopes[head], static_cast<uint32_t>(task.step->row_position[row]), base);
+    }
+    shrink[i] = update_softmax(scores, ranges[i], state.maxima[query + i], state.sums[query + i]);
+  }
+  if (is_uniform) {
+    with_count<tile_rows>(count, [&](auto rows) {
+      add_values<decltype(rows)::value>(state, query, state.scores, shrink, ranges[0]);
+    });
+    return;
+  }
+  for (uint32_t i = 0; i < count; ++i) {
+    if (!ranges[i].is_empty()) {
+      add_values<1>(state, query + i, state.scores + i * state.key_stride, shrink + i, ranges[i]);
+    }
+  }
+}
+
+inline void write_outputs(const AttentionTask& task, const AttentionPiece& piece, const AttentionState& state) {
+  const uint32_t head_dim = task.config->head_dim;
+  const uint32_t heads = piece.head_end - piece.head_begin;
+  for (uint32_t query = 0; query < (piece.row_end - piece.row_begin) * heads; ++query) {
+    const uint64_t row = piece.row_begin + query / heads;
+    const uint32_t head = piece.head_begin + query % heads;
+    float* y = task.y + (row * task.config->heads + head) * head_dim;
+    const float* output = state.outputs + query * state.dim_stride;
+    const Vec scale = Vec::set(1.0f / state.sums[query]);
+    for_lanes(head_dim, [&](uint32_t d, uint32_t n) { F32::store(y + d, n, Vec::load(output + d) * scale); });
+  }
+}
+
+void attend(const AttentionTask& task, const AttentionPiece& piece, Scratch& scratch) {
+  const kvs_device_config& config = *task.config;
+  const uint32_t block_tokens = config.block_tokens;
+  const uint32_t queries = (piece.row_end - piece.row_begin) * (piece.head_end - piece.head_begin);
+  const AttentionState state = make_state(config, queries, scratch);
+  __builtin_memset(state.outputs, 0, queries * state.dim_stride * sizeof(float));
+  for (uint32_t i = 0; i < queries; ++i) {
+    state.maxima[i] = -__builtin_inff();
+    state.sums[i] = 0.0f;
+  }
+  const uint32_t first = static_cast<uint32_t>(task.step->row_position[piece.row_begin]);
+  const uint32_t last = static_cast<uint32_t>(task.step->row_position[piece.row_end - 1]);
+  const uint32_t first_key = task.window == 0 || first < task.window ? 0 : first - task.window + 1;
+  const int32_t* table = task.step->block_table + task.step->sequences[piece.sequence].table_begin;
+  const uint64_t head_bytes = static_cast<uint64_t>(config.head_dim) * (task.kv.dtype == KVS_F32 ? 4 : 2);
+  for (uint32_t j = first_key / block_tokens; j <= last / block_tokens; ++j) {
+    if (table[j] < 0) continue;
+    const uint32_t base = j * block_tokens;
+    const KeyRange range{first_key <= base ? 0 : first_key - base, min_of(block_tokens, last + 1 - base)};
+    const char* keys = task.kv.blocks + static_cast<uint64_t>(table[j]) * task.kv.block_stride +
+                       piece.kv_head * block_tokens * head_bytes;
+    const char* values = keys + config.kv_heads * block_tokens * head_bytes;
+    with_dtype(task.kv.dtype, [&](auto type) {
+      using Stored = typename decltype(type)::Stored;
+      load_tile<decltype(type)>(state, config, reinterpret_cast<const Stored*>(keys),
+                                reinterpret_cast<const Stored*>(values), range);
+    });
+    for (uint32_t query = 0; query < queries; query += tile_rows) {
+      attend_tile(task, piece, state, query, min_of(tile_rows, queries - query), base);
+    }
+  }
+  write_outputs(task, piece, state);
+}
+
+// ---- the operation
+
+/** Items: chunks of rows, times key-value heads, times parts of a head's queries. */
+struct AttentionPlan {
+  uint32_t chunk_rows;
+  uint32_t chunks;
+  uint32_t head_parts;
+  uint32_t part_heads;
+};
+
+inline AttentionPlan plan_attention(const AttentionTask& task) {
+  const uint32_t rows = task.step->row_count;
+  const uint32_t group = task.config->heads / task.config->kv_heads;
+  const uint32_t rows_max = max_of(1, item_queries_max / group);
+  // Four items a thread even out their sizes.
+  const uint32_t wanted = rows * task.config->kv_heads / (4 * task.thread_count);
+  const uint32_t chunk_rows = max_of(1, min_of(rows_max, wanted));
+  const uint32_t chunks = quotient_up(rows, chunk_rows);
+  const uint32_t parts = min_of(group, quotient_up(task.thread_count, chunks * task.config->kv_heads));
+  const uint32_t part_heads = quotient_up(group, parts);
+  return {chunk_rows, chunks, quotient_up(group, part_heads), part_heads};
+}
+
+uint32_t attention_items(const AttentionTask& task) {
+  const AttentionPlan plan = plan_attention(task);
+  return plan.chunks * task.config->kv_heads * plan.head_parts;
+}
+
+void attention(const AttentionTask& task, uint32_t item, Scratch& scratch) {
+  const AttentionPlan plan = plan_attention(task);
+  const StepInput& step = *task.step;
+  const uint32_t group = task.config->heads / task.config->kv_heads;
+  const uint32_t kv_head = item / plan.head_parts % task.config->kv_heads;
+  const uint32_t part = item % plan.head_parts;
+  const uint32_t head_begin = kv_head * group + part * plan.part_heads;
+  const uint32_t head_end = min_of(head_begin + plan.part_heads, (kv_head + 1) * group);
+  // The last rows of a prompt have the most keys: they go first.
+  const uint32_t chunk = plan.chunks - 1 - item / (plan.head_parts * task.config->kv_heads);
+  const uint32_t end = min_of(step.row_count, (chunk + 1) * plan.chunk_rows);
+  for (uint32_t row = chunk * plan.chunk_rows; row < end;) {
+    uint32_t piece_end = row + 1;
+    while (piece_end < end && step.row_sequence[piece_end] == step.row_sequence[row]) ++piece_end;
+    if (step.row_sequence[row] >= 0) {
+      scratch.reset();
+      attend(task, {static_cast<uint32_t>(step.row_sequence[row]), row, piece_end, kv_head, head_begin, head_end},
+             scratch);
+    }
+    row = piece_end;
+  }
+}

@@ -1,0 +1,22 @@
+// A weight matrix of one device.
+
+#pragma once
+
+#include "host-memory.h"
+#include "thread-pool.h"
+#include "weight-layout.h"
+
+struct kvs_weight {
+  kvs_weight(uint32_t rows, uint32_t cols, kvs_dtype dtype);
+
+  kvs::WeightView view() const { return {memory.data(), rows, cols, dtype}; }
+  /** source: (row_count, cols) of source_dtype. */
+  void upload(kvs::ThreadPool& pool, uint32_t row_begin, uint32_t row_count, const void* source,
+              kvs_dtype source_dtype);
+  void fill_random(kvs::ThreadPool& pool, uint64_t seed, float deviation);
+
+  const uint32_t rows;
+  const uint32_t cols;
+  const kvs_dtype dtype;
+  kvs::HostMemory memory;
+};
