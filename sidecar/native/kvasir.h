@@ -129,9 +129,9 @@ typedef struct {
   int32_t sequence_count;
   int32_t logit_count;
   int32_t sequences_at;    /* kvs_step_sequence[sequence_count] */
-  int32_t row_sequence_at; /* int32[row_count]: index of a row's sequence; -1: padding, computes garbage, stores nothing */
+  int32_t row_sequence_at; /* int32[row_count]: index of its sequence; -1: padding, computes garbage, stores nothing */
   int32_t row_position_at; /* int32[row_count]: position in the sequence's view */
-  int32_t block_table_at;  /* int32[]: gpu block of block_tokens positions each; -1: outside a sliding window, not read */
+  int32_t block_table_at;  /* int32[]: gpu block of each block_tokens positions; -1: outside a sliding window, unread */
   int32_t logit_row_at;    /* int32[logit_count]: row whose logits are wanted */
   int32_t sampling_at;     /* kvs_step_sampling[logit_count] */
   int32_t bias_id_at;      /* int32[]: token ids of logit biases */
