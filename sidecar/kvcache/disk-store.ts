@@ -1,96 +1,107 @@
-// The disk tier's file: a table of headers, then as many payload slots. A block is overwritten in the order empty header,
-// payload, header, each after the other's completion, so that a crash at any moment leaves either a whole block
-// or none; a payload that was never written fails its checksum. Reads are verified before anyone sees them.
+// The disk tier: blocks in the slots of one file. A slot is overwritten in the order empty header, payload, header, each
+// after the other's completion, so a process that dies at any moment leaves a whole block or none. Nothing
+// is synced for that: when power fails and the device lost or reordered what it had acknowledged, a header whose
+// payload isn't its own fails the payload's checksum. Only erase() syncs, because what was deleted must not come back.
+// Operations on one slot run one after the other; reads are verified before anyone sees them.
 //
-// Nothing here waits: operations are started, and poll() says how they ended.
+// Nothing here waits, but scan(): operations are started, and poll() says how they ended.
 
 import { assert } from "../assert.ts";
-import type { DiskCompletion, DiskRequest, HostAddress, HostBuffer } from "../native.ts";
+import { type DiskCompletion, type DiskRequest, type HostAddress, type HostBuffer, Status } from "../native.ts";
 import type { BlockId } from "./block-hash.ts";
-import {
-  type BlockHeader,
-  decodeHeader,
-  encodeEmptyHeader,
-  encodeHeader,
-  fingerprintDigest,
-  HEADER_BYTES,
-} from "./block-header.ts";
-
-/** The file's I/O: native.ts's Disk; tests put faults in between. */
-export interface DiskIo {
-  submit(requests: readonly DiskRequest[]): number;
-  reap(): DiskCompletion[];
-  readNow(offsetBytes: number, destination: Uint8Array): void;
-}
+import { encodeEmptyHeader, encodeHeader, fingerprintDigest, HEADER_BYTES } from "./block-header.ts";
+import type { DiskIo } from "./disk-io.ts";
+import { headerOffset, payloadOffset } from "./disk-layout.ts";
+import { scanDisk, type ScanResult } from "./disk-scan.ts";
 
 export interface DiskStoreOptions {
   readonly slotCount: number;
   /** Multiple of 4096. */
   readonly slotBytes: number;
   readonly fingerprint: string;
-  /** Host memory for headers in flight: HEADER_BYTES each; as many writes can run at once. */
+  /** Host memory for headers in flight, HEADER_BYTES each; as many writes and erases run at once, the others wait. */
   readonly headerBuffers: HostBuffer;
-  /** A read that takes longer is given up; its slot and memory stay untouched until the kernel answers. */
+  /** A read that takes longer, its wait for other operations included, is given up. */
   readonly readTimeoutMs: number;
+  /** The same for writes and erases; without it they are never given up. */
+  readonly writeTimeoutMs?: number;
 }
 
-/** What a block's header will say. */
-export type BlockIdentity = Omit<BlockHeader, "generation" | "payloadChecksum">;
+/** What a block's header will say. `tokens` must not change before the write ended. */
+export interface BlockIdentity {
+  readonly id: BlockId;
+  readonly parentId: BlockId;
+  readonly tokens: Int32Array;
+  readonly lastUsedAtMs: number;
+  readonly expiresAtMs: number;
+}
 
 export type DiskOutcome = "ok" | "io" | "corrupt" | "timeout" | "no-space";
 
-/** How an operation ended. After "timeout" of a read a second event "released" follows once its memory is free again. */
+/**
+ * How an operation ended. A "timeout" is always followed by "released", perhaps much later: until then the kernel may
+ * still touch the operation's memory, and later operations on its slot wait.
+ */
 export interface DiskEvent {
   readonly kind: "read" | "write" | "erase" | "released";
   readonly slot: number;
   readonly outcome: DiskOutcome;
+  /** Transferred. */
   readonly bytes: number;
   readonly elapsedMs: number;
 }
 
-export interface AdoptedBlock extends BlockHeader {
-  readonly slot: number;
-}
-
-export interface ScanResult {
-  readonly blocks: AdoptedBlock[];
-  readonly dropped: { version: number; fingerprint: number; corrupt: number };
-}
-
-type Phase = "erase-first" | "payload" | "header" | "read" | "erase";
+type Phase = "erase-first" | "payload" | "header" | "read" | "erase" | "sync";
 
 interface Operation {
+  readonly tag: number;
   readonly slot: number;
   readonly kind: "read" | "write" | "erase";
-  phase: Phase;
   readonly address: HostAddress;
   readonly identity: BlockIdentity | null;
   readonly startedAtMs: number;
+  phase: Phase;
+  /** Index of its header buffer, or -1. */
   headerBuffer: number;
   checksum: bigint;
+  /** The kernel may touch its memory. */
+  isSubmitted: boolean;
   isAbandoned: boolean;
 }
 
-const KERNEL_NO_SPACE = -6;
-const SCAN_HEADERS = 1024;
+/** What a slot's header on disk may say. */
+const SlotState = {
+  /** Surely nothing. */
+  empty: 0,
+  /** Something that is not to be believed: a write or an erase failed. */
+  dirty: 1,
+  /** A block with the checksum that is kept here. */
+  whole: 2,
+} as const;
 
-export function diskFileBytes(slotCount: number, slotBytes: number): number {
-  return slotCount * (HEADER_BYTES + slotBytes);
-}
+const NO_BUFFER = -1;
 
 export class DiskStore {
   readonly #digest: Uint8Array;
   readonly #headerBytes: Uint8Array;
   readonly #freeHeaderBuffers: number[];
   readonly #checksums: BigUint64Array;
-  /** 1: the header on disk is, or may be, not empty. */
-  readonly #hasHeader: Uint8Array;
-  readonly #operations = new Map<number, Operation>();
-  /** Requests that found the native queue full, or no header buffer, in order. */
-  readonly #backlog: number[] = [];
+  readonly #states: Uint8Array;
+  /** Operations of each slot, in order; the first has the slot. */
+  readonly #bySlot = new Map<number, Operation[]>();
+  readonly #byTag = new Map<number, Operation>();
+  /** They have their slot and wait for a header buffer. */
+  readonly #writers: Operation[] = [];
+  /** The next request of each can be submitted. */
+  readonly #ready: Operation[] = [];
+  /** Erases written, and not yet synced: one sync serves all that were written before it. */
+  #unsynced: Operation[] = [];
+  #syncing: Operation[] = [];
+  #syncTag = 0;
   #nextTag = 1;
   #generation = 1;
-  readonly #events: DiskEvent[] = [];
+  #isScanned = false;
+  #events: DiskEvent[] = [];
 
   constructor(
     readonly io: DiskIo,
@@ -99,42 +110,40 @@ export class DiskStore {
     this.#digest = fingerprintDigest(options.fingerprint);
     this.#headerBytes = new Uint8Array(options.headerBuffers.bytes);
     const bufferCount = Math.floor(this.#headerBytes.length / HEADER_BYTES);
+    assert(bufferCount > 0, "the disk tier needs a header buffer");
     this.#freeHeaderBuffers = Array.from({ length: bufferCount }, (_, i) => i);
     this.#checksums = new BigUint64Array(options.slotCount);
-    this.#hasHeader = new Uint8Array(options.slotCount);
+    this.#states = new Uint8Array(options.slotCount);
   }
 
+  /** Not yet ended; given up ones count until the kernel has answered. */
   get operationCount(): number {
-    return this.#operations.size;
+    return this.#byTag.size;
   }
 
-  /** Reads every header. Blocking; once, at start. Of two slots with one id the younger counts. */
+  /** Writes or erases that would start at once. */
+  get freeWriteCount(): number {
+    return Math.max(0, this.#freeHeaderBuffers.length - this.#writers.length);
+  }
+
+  /** Reads every header; blocking, once, before anything else. Of two slots with one id the younger counts. */
   scan(): ScanResult {
-    const dropped = { version: 0, fingerprint: 0, corrupt: 0 };
-    const byId = new Map<BlockId, AdoptedBlock>();
-    const buffer = new Uint8Array(SCAN_HEADERS * HEADER_BYTES);
-    for (let first = 0; first < this.options.slotCount; first += SCAN_HEADERS) {
-      const count = Math.min(SCAN_HEADERS, this.options.slotCount - first);
-      const part = buffer.subarray(0, count * HEADER_BYTES);
-      this.io.readNow(first * HEADER_BYTES, part);
-      for (let i = 0; i < count; i++) {
-        const header = decodeHeader(
-          part.subarray(i * HEADER_BYTES, (i + 1) * HEADER_BYTES),
-          this.#digest,
-        );
-        if (header === "empty") continue;
-        this.#hasHeader[first + i] = 1;
-        if (typeof header === "string") dropped[header]++;
-        else this.#adopt(byId, { ...header, slot: first + i });
-      }
+    assert(!this.#isScanned, "scanned twice");
+    this.#isScanned = true;
+    const { slotCount, slotBytes } = this.options;
+    const { dirtySlots, ...result } = scanDisk(this.io, { slotCount, slotBytes, digest: this.#digest });
+    for (const slot of dirtySlots) this.#states[slot] = SlotState.dirty;
+    for (const block of result.blocks) {
+      this.#states[block.slot] = SlotState.whole;
+      this.#checksums[block.slot] = block.payloadChecksum;
+      this.#generation = Math.max(this.#generation, block.generation + 1);
     }
-    return { blocks: [...byId.values()], dropped };
+    return result;
   }
 
   /** Writes slotBytes from `address` into `slot` under this identity. The memory is left alone until the event. */
   write(slot: number, address: HostAddress, identity: BlockIdentity, nowMs: number): void {
-    const phase = this.#hasHeader[slot] === 1 ? "erase-first" : "payload";
-    this.#start({ slot, kind: "write", phase, address, identity, nowMs });
+    this.#start({ slot, kind: "write", phase: "payload", address, identity, nowMs });
   }
 
   /** Reads slotBytes into `address`, verified. */
@@ -142,7 +151,7 @@ export class DiskStore {
     this.#start({ slot, kind: "read", phase: "read", address, identity: null, nowMs });
   }
 
-  /** Makes the slot empty on disk, so that its block is gone for good. */
+  /** Makes the slot empty on disk, so that its block is gone for good, also after a power failure. */
   erase(slot: number, nowMs: number): void {
     const address = 0 as HostAddress;
     this.#start({ slot, kind: "erase", phase: "erase", address, identity: null, nowMs });
@@ -150,167 +159,67 @@ export class DiskStore {
 
   /** What ended since the last call. */
   poll(nowMs: number): DiskEvent[] {
-    for (const completion of this.io.reap()) this.#complete(completion, nowMs);
-    this.#expireReads(nowMs);
-    this.#submitBacklog();
-    return this.#events.splice(0);
+    for (let batch = this.io.reap(); batch.length > 0; batch = this.io.reap()) {
+      for (const completion of batch) this.#complete(completion, nowMs);
+    }
+    this.#expire(nowMs);
+    this.#submitReady(nowMs);
+    const events = this.#events;
+    this.#events = [];
+    return events;
   }
 
-  #adopt(byId: Map<BlockId, AdoptedBlock>, block: AdoptedBlock): void {
-    this.#generation = Math.max(this.#generation, block.generation + 1);
-    this.#checksums[block.slot] = block.payloadChecksum;
-    const other = byId.get(block.id);
-    if (other === undefined || other.generation < block.generation) byId.set(block.id, block);
-  }
-
-  #start(start: {
-    slot: number;
-    kind: Operation["kind"];
-    phase: Phase;
-    address: HostAddress;
-    identity: BlockIdentity | null;
-    nowMs: number;
-  }): void {
-    assert(start.slot >= 0 && start.slot < this.options.slotCount, `no disk slot ${start.slot}`);
-    const tag = this.#nextTag++;
+  #start(start: Pick<Operation, "slot" | "kind" | "phase" | "address" | "identity"> & { nowMs: number }): void {
     const { nowMs, ...rest } = start;
-    this.#operations.set(tag, {
+    assert(this.#isScanned, "scan() comes first");
+    assert(rest.slot >= 0 && rest.slot < this.options.slotCount, `no disk slot ${rest.slot}`);
+    const operation: Operation = {
       ...rest,
+      tag: this.#nextTag++,
       startedAtMs: nowMs,
-      headerBuffer: -1,
+      headerBuffer: NO_BUFFER,
       checksum: 0n,
+      isSubmitted: false,
       isAbandoned: false,
-    });
-    this.#backlog.push(tag);
-    this.#submitBacklog();
-  }
-
-  #submitBacklog(): void {
-    while (this.#backlog.length > 0) {
-      const tag = this.#backlog[0]!;
-      const request = this.#request(tag);
-      if (request === null || this.io.submit([request]) === 0) return;
-      this.#backlog.shift();
-    }
-  }
-
-  /** The native request of an operation's present phase; null while no header buffer is free. */
-  #request(tag: number): DiskRequest | null {
-    const operation = this.#operations.get(tag)!;
-    const { slot, phase, address } = operation;
-    if (phase === "read" || phase === "payload") {
-      const { slotBytes, slotCount } = this.options;
-      return {
-        tag,
-        offsetBytes: slotCount * HEADER_BYTES + slot * slotBytes,
-        address,
-        bytes: slotBytes,
-        operation: phase === "read" ? "read" : "write",
-      };
-    }
-    if (operation.headerBuffer < 0) {
-      const buffer = this.#freeHeaderBuffers.pop();
-      if (buffer === undefined) return null;
-      operation.headerBuffer = buffer;
-    }
-    this.#fillHeader(operation);
-    return {
-      tag,
-      offsetBytes: slot * HEADER_BYTES,
-      address: (this.options.headerBuffers.address + operation.headerBuffer * HEADER_BYTES) as HostAddress,
-      bytes: HEADER_BYTES,
-      operation: "write",
     };
-  }
-
-  #fillHeader({ headerBuffer, phase, identity, checksum }: Operation): void {
-    const at = headerBuffer * HEADER_BYTES;
-    const bytes = this.#headerBytes.subarray(at, at + HEADER_BYTES);
-    if (phase !== "header") encodeEmptyHeader(bytes);
+    this.#byTag.set(operation.tag, operation);
+    const queue = this.#bySlot.get(operation.slot);
+    if (queue !== undefined) queue.push(operation);
     else {
-      const header = { ...identity!, payloadChecksum: checksum, generation: this.#generation++ };
-      encodeHeader(bytes, this.#digest, header);
+      this.#bySlot.set(operation.slot, [operation]);
+      this.#admit(operation, nowMs);
     }
+    this.#submitReady(nowMs);
   }
 
-  #complete({ tag, status, checksum }: DiskCompletion, nowMs: number): void {
-    const operation = this.#operations.get(tag);
-    if (operation === undefined) return;
-    if (operation.isAbandoned) {
-      this.#end(tag, operation, "released", "timeout", nowMs);
-      return;
-    }
-    if (status !== 0) {
-      this.#end(tag, operation, operation.kind, status === KERNEL_NO_SPACE ? "no-space" : "io", nowMs);
-      return;
-    }
-    this.#advance(tag, operation, checksum, nowMs);
+  /** The operation has its slot now. */
+  #admit(operation: Operation, nowMs: number): void {
+    if (operation.kind !== "read") this.#writers.push(operation);
+    else if (this.#states[operation.slot] === SlotState.whole) this.#ready.push(operation);
+    else this.#end(operation, "corrupt", nowMs); // what should be there was never completed
   }
 
-  /** The present phase succeeded. */
-  #advance(tag: number, operation: Operation, checksum: bigint, nowMs: number): void {
-    const { slot, phase } = operation;
-    switch (phase) {
-      case "erase-first":
-        this.#hasHeader[slot] = 0;
-        operation.phase = "payload";
-        this.#backlog.push(tag);
-        return;
-      case "payload":
-        operation.checksum = checksum;
-        operation.phase = "header";
-        this.#hasHeader[slot] = 1;
-        this.#backlog.push(tag);
-        return;
-      case "header":
-        this.#checksums[slot] = operation.checksum;
-        break;
-      case "erase":
-        this.#hasHeader[slot] = 0;
-        break;
-      case "read":
-        break;
+  #submitReady(nowMs: number): void {
+    while (this.#writers.length > 0 && this.#freeHeaderBuffers.length > 0) {
+      const operation = this.#writers.shift()!;
+      operation.headerBuffer = this.#freeHeaderBuffers.pop()!;
+      const { slot, kind } = operation;
+      if (kind === "write" && this.#states[slot] !== SlotState.empty) operation.phase = "erase-first";
+      if (this.#states[slot] === SlotState.whole) this.#states[slot] = SlotState.dirty;
+      this.#ready.push(operation);
     }
-    const isWhole = phase !== "read" || checksum === this.#checksums[slot];
-    this.#end(tag, operation, operation.kind, isWhole ? "ok" : "corrupt", nowMs);
+    while (this.#ready.length > 0 && this.io.submit([this.#request(this.#ready[0]!)]) === 1) {
+      this.#ready.shift()!.isSubmitted = true;
+    }
+    this.#submitSync(nowMs);
   }
 
-  #end(
-    tag: number,
-    operation: Operation,
-    kind: DiskEvent["kind"],
-    outcome: DiskOutcome,
-    nowMs: number,
-  ): void {
-    this.#operations.delete(tag);
-    if (operation.headerBuffer >= 0) this.#freeHeaderBuffers.push(operation.headerBuffer);
-    this.#events.push({
-      kind,
-      slot: operation.slot,
-      outcome,
-      bytes: operation.kind === "erase" ? 0 : this.options.slotBytes,
-      elapsedMs: nowMs - operation.startedAtMs,
-    });
-  }
-
-  #expireReads(nowMs: number): void {
-    for (const [tag, operation] of this.#operations) {
-      if (operation.kind !== "read" || operation.isAbandoned) continue;
-      if (nowMs - operation.startedAtMs < this.options.readTimeoutMs) continue;
-      const waiting = this.#backlog.indexOf(tag);
-      if (waiting >= 0) {
-        this.#backlog.splice(waiting, 1);
-        this.#end(tag, operation, "read", "timeout", nowMs);
-        continue;
-      }
-      operation.isAbandoned = true;
-      this.#events.push({
-        kind: "read",
-        slot: operation.slot,
-        outcome: "timeout",
-        bytes: 0,
-        elapsedMs: nowMs - operation.startedAtMs,
-      });
-    }
+  #submitSync(_nowMs: number): void {
+    if (this.#syncing.length > 0 || this.#unsynced.length === 0) return;
+    this.#syncTag = this.#nextTag++;
+    const request = { offsetBytes: 0, address: 0 as HostAddress, bytes: 0, operation: "sync" } as const;
+    if (this.io.submit([{ tag: this.#syncTag, ...request }]) === 0) return;
+    this.#syncing = this.#unsynced;
+    this.#unsynced = [];
   }
 }
