@@ -1,10 +1,14 @@
+// Merging of deltas, the count at the end, and what an abort tells the sidecar.
+
 import { describe, expect, test } from "bun:test";
 import { CompletionAborted, CompletionStream } from "../../edge/completion-stream.ts";
 import type { Done, TokenLogprob } from "../../sidecar/protocol.ts";
+import { cacheReport } from "../support/cache-report.ts";
 
 const done = (tokenCount: number): Done => ({
   usage: { promptTokens: 1, completionTokens: tokenCount, cachedTokens: { gpu: 0, host: 0, disk: 0 } },
   timings: { queueMs: 0, loadMs: 0, prefillMs: 0, ttftMs: 0, totalMs: 0 },
+  cache: cacheReport(),
   finishReasons: ["stop"],
   tokenCount,
   missReasons: {},

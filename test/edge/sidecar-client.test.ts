@@ -70,6 +70,7 @@ function request(content = "a b c"): SubmitRequest {
     deadlineMs: 10_000,
     truncation: "auto",
     cacheTtlS: null,
+    priority: 0,
   };
 }
 

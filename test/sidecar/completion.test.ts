@@ -4,6 +4,7 @@ import { describe, expect, test } from "bun:test";
 import { Completion } from "../../sidecar/completion.ts";
 import type { FinishEvent, TokenEvent } from "../../sidecar/engine/request.ts";
 import type { FinishReason, SubmitRequest } from "../../sidecar/protocol.ts";
+import { cacheReport } from "../support/cache-report.ts";
 import { byteToken, END, fakeTokenizer, modelIds, START } from "../support/fake-tokenizer.ts";
 import { SeededRandom, testSeed } from "../support/seeded-random.ts";
 import { submitRequest } from "../support/submit-request.ts";
@@ -32,6 +33,7 @@ function finish(ids: readonly number[], reason: FinishReason = "length", choice 
       cachedTokens: { gpu: 1, host: 0, disk: 0 },
     },
     timings: { queueMs: 1, loadMs: 0, prefillMs: 2, ttftMs: 3, totalMs: 10 + choice },
+    cache: cacheReport(),
     missReasons: { absent: 1 },
     tokens: Int32Array.from([...PROMPT, ...ids]),
   };

@@ -11,6 +11,7 @@ import type {
   TokenLogprob,
 } from "../../sidecar/protocol.ts";
 import { decodeEdgeFrame, encodeFrame, FrameType, PROTOCOL_VERSION } from "../../sidecar/protocol.ts";
+import { cacheReport } from "./cache-report.ts";
 
 export const FAKE_SECRET = "fake-sidecar-secret";
 export const FAKE_MODEL = "tiny";
@@ -64,6 +65,7 @@ export class FakeStream {
           cachedTokens: { gpu: promptTokens - 5, host: 2, disk: 1 },
         },
         timings: { queueMs: 0.5, loadMs: 0, prefillMs: 2, ttftMs: 3, totalMs: 9 },
+        cache: cacheReport(),
         finishReasons: Array.from({ length: this.request.sampling.n }, () => "stop" as const),
         tokenCount: this.tokenCount,
         missReasons: { absent: 2 },

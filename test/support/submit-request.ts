@@ -13,6 +13,7 @@ export function submitRequest({ sampling = {}, ...changes }: Changes = {}): Subm
     deadlineMs: 60_000,
     truncation: "auto",
     cacheTtlS: null,
+    priority: 0,
     ...changes,
     sampling: {
       temperature: 1, topP: 1, topK: 0, minP: 0, seed: 1, frequencyPenalty: 0, presencePenalty: 0,
