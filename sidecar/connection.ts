@@ -4,7 +4,6 @@
 import type { ServerWebSocket } from "bun";
 import type { Completion } from "./completion.ts";
 import {
-  CloseCode,
   type Delta,
   type Done,
   encodeFrame,
@@ -67,11 +66,12 @@ export class Connection {
     const sent = this.socket.send(encodeFrame(frame));
     // Bun: -1 is queued under back-pressure, 0 is dropped. A dropped frame would corrupt a stream.
     if (sent === -1) this.#markFull();
-    if (sent === 0) this.close(CloseCode.tooSlow, "the socket's buffer is full");
+    if (sent === 0) this.#cutOff();
   }
 
-  /** The socket has room again. */
+  /** The socket has sent something; only when that was all of it, it has room again. */
   drained(): void {
+    if (this.isClosed || this.socket.getBufferedAmount() > 0) return;
     this.#isFull = false;
     if (this.#slowTimer !== null) clearTimeout(this.#slowTimer);
     this.#slowTimer = null;
@@ -80,8 +80,8 @@ export class Connection {
 
   close(code: number, reason: string): void {
     if (this.isClosed) return;
-    this.socket.close(code, reason.slice(0, 120));
     this.markClosed();
+    this.socket.close(code, reason.slice(0, 120));
   }
 
   markClosed(): void {
@@ -91,9 +91,13 @@ export class Connection {
 
   #markFull(): void {
     this.#isFull = true;
-    this.#slowTimer ??= setTimeout(
-      () => this.close(CloseCode.tooSlow, "the edge does not read"),
-      this.options.slowEdgeTimeoutMs,
-    );
+    this.#slowTimer ??= setTimeout(() => this.#cutOff(), this.options.slowEdgeTimeoutMs);
+  }
+
+  /** At once: a close frame would wait behind what the edge does not read, and keep its memory. */
+  #cutOff(): void {
+    if (this.isClosed) return;
+    this.markClosed();
+    this.socket.terminate();
   }
 }

@@ -1,11 +1,14 @@
-// A tokenizer whose ids can be read: one id per byte, or per pair of bytes, and two special tokens. Encoding always
-// takes single bytes, so pairs are ids that only a model would choose.
+// A tokenizer whose ids can be read: one id per byte, or per pair of bytes, one for a very long text, and two special
+// tokens. Encoding always takes single bytes, so the others are ids that only a model would choose.
 
 import { Detokenizer, type Tokenizer } from "../../sidecar/model/tokenizer.ts";
 
 export const START = 1;
 export const END = 2;
 export const FAKE_SPECIALS: ReadonlyMap<string, number> = new Map([["<start>", START], ["<end>", END]]);
+/** Stands for 64 KiB of text, so that few tokens fill a socket. */
+export const LONG = 3;
+const LONG_BYTES = Buffer.alloc(64 * 1024, "x");
 const FIRST_BYTE = 10;
 const FIRST_PAIR = 1000;
 export const FAKE_TOKENIZER_VOCAB = FIRST_PAIR + 2 ** 16;
@@ -46,6 +49,7 @@ class FakeTokenizer {
   tokenBytes(id: number): Uint8Array {
     const special = this.specialText(id);
     if (special !== null) return Buffer.from(special);
+    if (id === LONG) return LONG_BYTES;
     if (id < FIRST_PAIR) return Uint8Array.of(id - FIRST_BYTE);
     return Uint8Array.of((id - FIRST_PAIR) >> 8, (id - FIRST_PAIR) & 255);
   }
