@@ -40,7 +40,9 @@ export function unsupported({ platform, arch, nodeMajor, glibc }) {
     return `${platform}-${arch} is not supported: use Linux (glibc) or macOS on x64 or arm64`;
   }
   if (platform === "darwin") return null;
-  if (glibc === null) return "this Linux has no glibc (musl?), which is not supported: use a glibc-based image, such as Debian";
+  if (glibc === null) {
+    return "this Linux has no glibc (musl?), which is not supported: use a glibc-based image, such as Debian";
+  }
   const [major = 0, minor = 0] = glibc.split(".").map(Number);
   return major + minor / 100 < GLIBC_MIN ? `glibc ${glibc} is too old: ${GLIBC_MIN} or newer is needed` : null;
 }

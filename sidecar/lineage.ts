@@ -58,7 +58,8 @@ export class Lineage {
     this.#database.run("PRAGMA journal_mode = WAL");
     this.#database.run("PRAGMA synchronous = OFF");
     this.#database.run(
-      "CREATE TABLE IF NOT EXISTS segments (key BLOB PRIMARY KEY, ids BLOB NOT NULL, used_at INTEGER NOT NULL) WITHOUT ROWID",
+      `CREATE TABLE IF NOT EXISTS segments
+        (key BLOB PRIMARY KEY, ids BLOB NOT NULL, used_at INTEGER NOT NULL) WITHOUT ROWID`,
     );
     this.#database.run("CREATE INDEX IF NOT EXISTS segments_by_use ON segments (used_at)");
     this.#find = this.#database.query<{ ids: Uint8Array }, [Uint8Array]>(
@@ -66,7 +67,8 @@ export class Lineage {
     );
     this.#touch = this.#database.query("UPDATE segments SET used_at = ? WHERE key = ?");
     this.#insert = this.#database.query(
-      "INSERT INTO segments (key, ids, used_at) VALUES (?, ?, ?) ON CONFLICT (key) DO UPDATE SET ids = excluded.ids, used_at = excluded.used_at",
+      `INSERT INTO segments (key, ids, used_at) VALUES (?, ?, ?)
+        ON CONFLICT (key) DO UPDATE SET ids = excluded.ids, used_at = excluded.used_at`,
     );
     const { count, clock } = this.#database
       .query<{ count: number; clock: number | null }, []>(

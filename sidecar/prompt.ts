@@ -68,7 +68,8 @@ export class PromptBuilder {
     if (room < 1) {
       throw new RequestError(
         "context_length_exceeded",
-        `This model's maximum context length is ${this.limits.maxModelLen} tokens, but the messages come to ${promptLength}. Shorten the messages.`,
+        `This model's maximum context length is ${this.limits.maxModelLen} tokens, ` +
+          `but the messages come to ${promptLength}. Shorten the messages.`,
       );
     }
     return Math.min(wanted ?? room, room);

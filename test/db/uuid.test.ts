@@ -1,3 +1,5 @@
+// Ids that sort by the time they were made, also when the clock does not help.
+
 import { describe, expect, test } from "bun:test";
 import { isUuid, uuidv7 } from "../../db/uuid.ts";
 

@@ -1,3 +1,5 @@
+// What a chat request may say, what it is turned into for the sidecar, and which part of it is new.
+
 import { describe, expect, test } from "bun:test";
 import { chatRequest, submitRequest } from "../../edge/chat-request.ts";
 import { withoutHistory } from "../../edge/generation.ts";

@@ -1,3 +1,5 @@
+// Flags and environment of the edge: defaults, limits, and secrets that are never shown.
+
 import { describe, expect, test } from "bun:test";
 import { EDGE_OPTIONS, edgeHelp, publicConfig, readEdgeConfig } from "../../edge/config.ts";
 

@@ -1,3 +1,5 @@
+// Request bodies that are too large, too deep, not UTF-8, not JSON, or not what the schema wants.
+
 import { describe, expect, test } from "bun:test";
 import { z } from "zod";
 import { ApiError } from "../../edge/errors.ts";

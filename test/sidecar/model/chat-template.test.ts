@@ -1,3 +1,5 @@
+// Chat templates of real models render as their reference does, and broken ones say what is wrong.
+
 import { afterAll, beforeAll, describe, expect, setSystemTime, test } from "bun:test";
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";

@@ -1,3 +1,5 @@
+// When a decode step is captured, replayed, or enqueued kernel by kernel.
+
 import { describe, expect, test } from "bun:test";
 import type { Batch } from "../../../sidecar/model/batch.ts";
 import { decodeBuckets, DecodeGraphs } from "../../../sidecar/model/decode-graph.ts";

@@ -1,3 +1,5 @@
+// Downloads from a server that speaks the hub's API: resumed, verified, offline, refused.
+
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from "bun:test";
 import { mkdtempSync, readdirSync, readFileSync, readlinkSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";

@@ -1,3 +1,5 @@
+// config.json of real models in its old and new spelling, and what is wrong with broken ones.
+
 import { describe, expect, test } from "bun:test";
 import { loadModelConfig, parseModelConfig } from "../../../sidecar/model/architecture.ts";
 import { loadGenerationConfig } from "../../../sidecar/model/generation-config.ts";

@@ -1,3 +1,5 @@
+// A model loaded from its directory: shards, dtypes, hooks, fingerprint, made-up weights.
+
 import { describe, expect, test } from "bun:test";
 import { cpSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";

@@ -1,3 +1,5 @@
+// Weights files as they are on disk, whole and broken.
+
 import { describe, expect, test } from "bun:test";
 import { truncateSync } from "node:fs";
 import { ModelError } from "../../../sidecar/model/model-error.ts";

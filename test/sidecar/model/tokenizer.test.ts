@@ -1,3 +1,5 @@
+// Ids and text both ways, against the reference tokenizer, and characters that are split over tokens.
+
 import { afterAll, describe, expect, test } from "bun:test";
 import { readFileSync, renameSync } from "node:fs";
 import { loadChatTemplate } from "../../../sidecar/model/chat-template.ts";
