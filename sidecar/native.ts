@@ -145,6 +145,7 @@ const SYMBOLS = {
   kvs_disk_wake: { args: [ptr, ptr], returns: i32 },
   kvs_disk_read_now: { args: [ptr, u64, buffer, u64], returns: i32 },
   kvs_disk_write_now: { args: [ptr, u64, buffer, u64], returns: i32 },
+  kvs_disk_discard: { args: [ptr], returns: i32 },
   kvs_disk_close: { args: [ptr, u32], returns: i32 },
   kvs_checksum: { args: [ptr, u64], returns: u64 },
 } as const;
@@ -626,8 +627,12 @@ export interface DiskRequest {
   readonly offsetBytes: number;
   readonly address: HostAddress;
   readonly bytes: number;
-  readonly operation: "read" | "write";
+  /** "sync": what was completed before survives a power failure; offset, address and bytes are not used. */
+  readonly operation: DiskOperation;
 }
+
+export type DiskOperation = "read" | "write" | "sync";
+const DISK_OPERATION_CODES: Record<DiskOperation, number> = { read: 0, write: 1, sync: 2 };
 
 export interface DiskCompletion {
   readonly tag: number;
@@ -678,7 +683,7 @@ export class Disk {
       this.#requests.setBigUint64(at + 8, BigInt(offsetBytes), true);
       this.#requests.setBigUint64(at + 16, BigInt(address), true);
       this.#requests.setUint32(at + 24, bytes, true);
-      this.#requests.setUint32(at + 28, operation === "read" ? 0 : 1, true);
+      this.#requests.setUint32(at + 28, DISK_OPERATION_CODES[operation], true);
     }
     const view = new Uint8Array(this.#requests.buffer);
     const status = this.#library.symbols.kvs_disk_submit(this.#handle, view, count, this.#count);
@@ -712,7 +717,7 @@ export class Disk {
     );
   }
 
-  /** Blocking; for headers at start-up. */
+  /** Blocking, for start-up. */
   readNow(offsetBytes: number, destination: Uint8Array): void {
     assertOffset(offsetBytes);
     const { symbols } = this.#library;
@@ -721,6 +726,7 @@ export class Disk {
     );
   }
 
+  /** Blocking, for start-up; durable on return. */
   writeNow(offsetBytes: number, source: Uint8Array): void {
     assertOffset(offsetBytes);
     const { symbols } = this.#library;
@@ -729,10 +735,16 @@ export class Disk {
     );
   }
 
+  /** The file becomes all zeros. Blocking, for start-up; nothing may be in flight. */
+  discard(): void {
+    this.#library.check(this.#library.symbols.kvs_disk_discard(this.#handle));
+  }
+
   close(timeoutUs: number): void {
     if (this.#handle === 0) return;
-    this.#library.check(this.#library.symbols.kvs_disk_close(this.#handle, timeoutUs));
-    this.#handle = 0 as Pointer;
+    const handle = this.#handle;
+    this.#handle = 0 as Pointer; // gone also when requests were still in flight
+    this.#library.check(this.#library.symbols.kvs_disk_close(handle, timeoutUs));
   }
 }
 

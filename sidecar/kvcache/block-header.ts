@@ -2,6 +2,7 @@
 // its bytes are whole. The headers are the only index there is; after a restart they are believed only if their own
 // checksum, format, fingerprint and, on use, the payload's checksum agree.
 
+import { assert } from "../assert.ts";
 import type { BlockId } from "./block-hash.ts";
 
 export const HEADER_BYTES = 4096;
@@ -29,6 +30,7 @@ const AT = {
 
 const MAGIC = new TextEncoder().encode("KVSBLOCK");
 const ID_BYTES = 16;
+const EMPTY = new Uint8Array(HEADER_BYTES);
 
 export interface BlockHeader {
   readonly id: BlockId;
@@ -54,11 +56,13 @@ export function fingerprintDigest(fingerprint: string): Uint8Array {
 
 /** Writes all HEADER_BYTES of `into`. */
 export function encodeHeader(into: Uint8Array, digest: Uint8Array, header: BlockHeader): void {
+  const tokenCount = header.tokens.length;
+  assert(tokenCount > 0 && tokenCount <= HEADER_TOKENS_MAX, `a block of ${tokenCount} tokens has no header`);
   const view = new DataView(into.buffer, into.byteOffset, HEADER_BYTES);
   into.fill(0, 0, HEADER_BYTES);
   into.set(MAGIC, AT.magic);
   view.setUint32(AT.version, FORMAT_VERSION, true);
-  view.setUint32(AT.tokenCount, header.tokens.length, true);
+  view.setUint32(AT.tokenCount, tokenCount, true);
   into.set(digest, AT.fingerprint);
   writeLatin1(into, AT.id, header.id);
   writeLatin1(into, AT.parentId, header.parentId);
@@ -106,11 +110,11 @@ function checksumOf(bytes: Uint8Array): bigint {
 }
 
 function isAllZero(bytes: Uint8Array): boolean {
-  for (let i = 0; i < HEADER_BYTES; i++) if (bytes[i] !== 0) return false;
-  return true;
+  return Buffer.compare(bytes.subarray(0, HEADER_BYTES), EMPTY) === 0;
 }
 
 function writeLatin1(into: Uint8Array, at: number, id: string): void {
+  assert(id.length === ID_BYTES, `a block id has ${ID_BYTES} bytes, not ${id.length}`);
   for (let i = 0; i < ID_BYTES; i++) into[at + i] = id.charCodeAt(i);
 }
 

@@ -1,18 +1,21 @@
-// The disk tier: blocks in the slots of one file. A slot is overwritten in the order empty header, payload, header, each
-// after the other's completion, so a process that dies at any moment leaves a whole block or none. Nothing
-// is synced for that: when power fails and the device lost or reordered what it had acknowledged, a header whose
-// payload isn't its own fails the payload's checksum. Only erase() syncs, because what was deleted must not come back.
+// The disk tier: blocks in the slots of one file. A slot is overwritten in the order empty header, payload, header,
+// each after the other's completion, so a process that dies at any moment leaves a whole block or none. Nothing is
+// synced for that: when power fails and the device lost or reordered what it had acknowledged, a header whose payload
+// isn't its own fails the payload's checksum. Only erase() syncs, because what was deleted must not come back.
 // Operations on one slot run one after the other; reads are verified before anyone sees them.
 //
 // Nothing here waits, but scan(): operations are started, and poll() says how they ended.
 
-import { assert } from "../assert.ts";
+import { assert, AssertionError, unreachable } from "../assert.ts";
 import { type DiskCompletion, type DiskRequest, type HostAddress, type HostBuffer, Status } from "../native.ts";
-import type { BlockId } from "./block-hash.ts";
-import { encodeEmptyHeader, encodeHeader, fingerprintDigest, HEADER_BYTES } from "./block-header.ts";
+import { type BlockHeader, encodeEmptyHeader, encodeHeader, fingerprintDigest, HEADER_BYTES } from "./block-header.ts";
 import type { DiskIo } from "./disk-io.ts";
 import { headerOffset, payloadOffset } from "./disk-layout.ts";
 import { scanDisk, type ScanResult } from "./disk-scan.ts";
+
+export type { DiskIo } from "./disk-io.ts";
+export { diskFileBytes, diskSlotCount } from "./disk-layout.ts";
+export type { AdoptedBlock, ScanResult } from "./disk-scan.ts";
 
 export interface DiskStoreOptions {
   readonly slotCount: number;
@@ -28,13 +31,7 @@ export interface DiskStoreOptions {
 }
 
 /** What a block's header will say. `tokens` must not change before the write ended. */
-export interface BlockIdentity {
-  readonly id: BlockId;
-  readonly parentId: BlockId;
-  readonly tokens: Int32Array;
-  readonly lastUsedAtMs: number;
-  readonly expiresAtMs: number;
-}
+export type BlockIdentity = Omit<BlockHeader, "generation" | "payloadChecksum">;
 
 export type DiskOutcome = "ok" | "io" | "corrupt" | "timeout" | "no-space";
 
@@ -163,7 +160,7 @@ export class DiskStore {
       for (const completion of batch) this.#complete(completion, nowMs);
     }
     this.#expire(nowMs);
-    this.#submitReady(nowMs);
+    this.#submitReady();
     const events = this.#events;
     this.#events = [];
     return events;
@@ -189,7 +186,7 @@ export class DiskStore {
       this.#bySlot.set(operation.slot, [operation]);
       this.#admit(operation, nowMs);
     }
-    this.#submitReady(nowMs);
+    this.#submitReady();
   }
 
   /** The operation has its slot now. */
@@ -199,7 +196,7 @@ export class DiskStore {
     else this.#end(operation, "corrupt", nowMs); // what should be there was never completed
   }
 
-  #submitReady(nowMs: number): void {
+  #submitReady(): void {
     while (this.#writers.length > 0 && this.#freeHeaderBuffers.length > 0) {
       const operation = this.#writers.shift()!;
       operation.headerBuffer = this.#freeHeaderBuffers.pop()!;
@@ -211,10 +208,10 @@ export class DiskStore {
     while (this.#ready.length > 0 && this.io.submit([this.#request(this.#ready[0]!)]) === 1) {
       this.#ready.shift()!.isSubmitted = true;
     }
-    this.#submitSync(nowMs);
+    this.#submitSync();
   }
 
-  #submitSync(_nowMs: number): void {
+  #submitSync(): void {
     if (this.#syncing.length > 0 || this.#unsynced.length === 0) return;
     this.#syncTag = this.#nextTag++;
     const request = { offsetBytes: 0, address: 0 as HostAddress, bytes: 0, operation: "sync" } as const;
@@ -222,4 +219,138 @@ export class DiskStore {
     this.#syncing = this.#unsynced;
     this.#unsynced = [];
   }
+
+  /** The native request of an operation's present phase. */
+  #request(operation: Operation): DiskRequest {
+    const { tag, slot, phase, address, headerBuffer } = operation;
+    const { slotBytes, headerBuffers } = this.options;
+    if (phase === "read" || phase === "payload") {
+      const direction = phase === "read" ? "read" : "write";
+      return { tag, offsetBytes: payloadOffset(slot, slotBytes), address, bytes: slotBytes, operation: direction };
+    }
+    this.#fillHeader(operation);
+    return {
+      tag,
+      offsetBytes: headerOffset(slot, slotBytes),
+      address: (headerBuffers.address + headerBuffer * HEADER_BYTES) as HostAddress,
+      bytes: HEADER_BYTES,
+      operation: "write",
+    };
+  }
+
+  #fillHeader({ headerBuffer, phase, identity, checksum }: Operation): void {
+    const at = headerBuffer * HEADER_BYTES;
+    const bytes = this.#headerBytes.subarray(at, at + HEADER_BYTES);
+    if (phase !== "header") encodeEmptyHeader(bytes);
+    else {
+      const header = { ...identity!, payloadChecksum: checksum, generation: this.#generation++ };
+      encodeHeader(bytes, this.#digest, header);
+    }
+  }
+
+  #complete({ tag, status, checksum }: DiskCompletion, nowMs: number): void {
+    if (tag === this.#syncTag) return this.#completeSync(status, nowMs);
+    const operation = this.#byTag.get(tag);
+    assert(operation !== undefined, `a completion of request ${tag}, which is not in flight`);
+    operation.isSubmitted = false;
+    if (operation.isAbandoned) this.#release(operation, nowMs);
+    else if (status !== Status.ok) this.#end(operation, outcomeOf(status), nowMs);
+    else this.#advance(operation, checksum, nowMs);
+  }
+
+  #completeSync(status: number, nowMs: number): void {
+    const synced = this.#syncing;
+    this.#syncing = [];
+    for (const operation of synced) this.#end(operation, outcomeOf(status), nowMs);
+  }
+
+  /** The present phase succeeded. */
+  #advance(operation: Operation, checksum: bigint, nowMs: number): void {
+    const { slot } = operation;
+    switch (operation.phase) {
+      case "erase-first":
+        this.#states[slot] = SlotState.empty;
+        operation.phase = "payload";
+        this.#ready.push(operation);
+        return;
+      case "payload":
+        operation.checksum = checksum;
+        operation.phase = "header";
+        this.#states[slot] = SlotState.dirty;
+        this.#ready.push(operation);
+        return;
+      case "header":
+        this.#checksums[slot] = operation.checksum;
+        this.#states[slot] = SlotState.whole;
+        return this.#end(operation, "ok", nowMs);
+      case "erase":
+        this.#states[slot] = SlotState.empty;
+        operation.phase = "sync";
+        this.#freeHeaderBuffer(operation);
+        this.#unsynced.push(operation);
+        return;
+      case "read":
+        return this.#end(operation, checksum === this.#checksums[slot] ? "ok" : "corrupt", nowMs);
+      case "sync":
+        throw new AssertionError("a sync has a tag of its own");
+      default:
+        unreachable(operation.phase);
+    }
+  }
+
+  #expire(nowMs: number): void {
+    const { readTimeoutMs, writeTimeoutMs = Infinity } = this.options;
+    for (const operation of this.#byTag.values()) {
+      const timeoutMs = operation.kind === "read" ? readTimeoutMs : writeTimeoutMs;
+      if (operation.isAbandoned || nowMs - operation.startedAtMs < timeoutMs) continue;
+      this.#report(operation, operation.kind, "timeout", nowMs);
+      if (operation.isSubmitted) operation.isAbandoned = true;
+      else this.#release(operation, nowMs);
+    }
+  }
+
+  /** A given up operation no longer uses any memory. */
+  #release(operation: Operation, nowMs: number): void {
+    this.#leave(operation, nowMs);
+    this.#report(operation, "released", "timeout", nowMs);
+  }
+
+  #end(operation: Operation, outcome: DiskOutcome, nowMs: number): void {
+    this.#report(operation, operation.kind, outcome, nowMs);
+    this.#leave(operation, nowMs);
+  }
+
+  /** Takes it out of every queue; the next operation on its slot has its turn. */
+  #leave(operation: Operation, nowMs: number): void {
+    this.#byTag.delete(operation.tag);
+    this.#freeHeaderBuffer(operation);
+    for (const list of [this.#writers, this.#ready, this.#unsynced, this.#syncing]) remove(list, operation);
+    const queue = this.#bySlot.get(operation.slot)!;
+    const hadSlot = queue[0] === operation;
+    remove(queue, operation);
+    if (queue.length === 0) this.#bySlot.delete(operation.slot);
+    else if (hadSlot) this.#admit(queue[0]!, nowMs);
+  }
+
+  #freeHeaderBuffer(operation: Operation): void {
+    if (operation.headerBuffer === NO_BUFFER) return;
+    this.#freeHeaderBuffers.push(operation.headerBuffer);
+    operation.headerBuffer = NO_BUFFER;
+  }
+
+  #report(operation: Operation, kind: DiskEvent["kind"], outcome: DiskOutcome, nowMs: number): void {
+    const bytes = outcome === "ok" && kind !== "erase" ? this.options.slotBytes : 0;
+    const elapsedMs = nowMs - operation.startedAtMs;
+    this.#events.push({ kind, slot: operation.slot, outcome, bytes, elapsedMs });
+  }
+}
+
+function outcomeOf(status: number): DiskOutcome {
+  if (status === Status.ok) return "ok";
+  return status === Status.noSpace ? "no-space" : "io";
+}
+
+function remove(list: Operation[], operation: Operation): void {
+  const index = list.indexOf(operation);
+  if (index >= 0) list.splice(index, 1);
 }

@@ -260,7 +260,8 @@ kvs_status kvs_host_arena_close(kvs_device *device, uint32_t unlink);
 
 /* ---- disk (not a stream: requests and completions) ---------------------------------------------- */
 
-enum { KVS_DISK_READ = 0, KVS_DISK_WRITE = 1 };
+/* KVS_DISK_SYNC: what was completed before it was submitted survives a power failure; only its tag counts. */
+enum { KVS_DISK_READ = 0, KVS_DISK_WRITE = 1, KVS_DISK_SYNC = 2 };
 typedef struct {
   uint64_t tag;
   uint64_t offset_bytes; /* multiple of 4096 */
@@ -279,21 +280,25 @@ typedef struct {
 typedef struct {
   uint32_t is_direct;       /* O_DIRECT in force */
   uint32_t is_preallocated; /* 0: the file system refused; the file grows up to its size */
-  uint32_t is_new;          /* the file was created or had another size */
+  uint32_t is_new;          /* the file was created, or empty */
   uint32_t thread_count;
 } kvs_disk_info;
 
-/* Opens (or makes, mode 0600) one file of file_bytes, locks it (KVS_IN_USE), preallocates it. */
+/* Opens (or makes) one file, locks it (KVS_IN_USE), makes it mode 0600, file_bytes long and preallocated. A file of
+ * another length keeps what fits; new bytes are zeros. */
 kvs_status kvs_disk_open(const char *path, uint64_t file_bytes, uint32_t thread_count, kvs_disk **out,
                          kvs_disk_info *info);
-/* Takes as many requests as the queue holds, in order; *accepted says how many (KVS_BUSY when fewer than count). */
+/* Takes as many requests as the queue holds, in order; *accepted says how many (KVS_BUSY when fewer than count).
+ * Reads overtake writes, and half of the threads take no writes. */
 kvs_status kvs_disk_submit(kvs_disk *disk, const kvs_disk_request *requests, uint32_t count, uint32_t *accepted);
 kvs_status kvs_disk_reap(kvs_disk *disk, kvs_disk_completion *completions, uint32_t capacity, uint32_t *count);
 /* Completions wake kvs_wait of this device (NULL: none). */
 kvs_status kvs_disk_wake(kvs_disk *disk, kvs_device *device);
-/* Blocking, for start-up and headers: plain read or write of any alignment. */
+/* Blocking, for start-up, of any alignment; a write is durable when the call returns. */
 kvs_status kvs_disk_read_now(kvs_disk *disk, uint64_t offset_bytes, void *destination, uint64_t bytes);
 kvs_status kvs_disk_write_now(kvs_disk *disk, uint64_t offset_bytes, const void *source, uint64_t bytes);
+/* The file becomes all zeros, and preallocated again. Blocking; nothing may be in flight (KVS_INVALID). */
+kvs_status kvs_disk_discard(kvs_disk *disk);
 /* Waits for what is in flight, at most timeout_us, then closes. */
 kvs_status kvs_disk_close(kvs_disk *disk, uint32_t timeout_us);
 
