@@ -1,24 +1,23 @@
 // The tables of Kvasir. Ids are UUIDv7 made by the edge, so they sort by time. Column names are what
-// people type in psql; the views at the end are meant for them.
+// people type in psql; the views in views.ts are meant for them.
 
-import { sql } from "drizzle-orm";
 import type { AnyPgColumn } from "drizzle-orm/pg-core";
 import {
   bigint,
   boolean,
   customType,
-  date,
   doublePrecision,
   index,
   integer,
   jsonb,
   pgTable,
-  pgView,
   primaryKey,
   text,
   timestamp,
   uuid,
 } from "drizzle-orm/pg-core";
+
+export * from "./views.ts";
 
 const bytea = customType<{ data: Uint8Array<ArrayBuffer>; driverData: Uint8Array }>({
   dataType: () => "bytea",
@@ -119,6 +118,17 @@ export const requests = pgTable(
     error: text("error"),
     /** Prompt tokens that were not served from cache, by reason. */
     missReasons: jsonb("miss_reasons").$type<Record<string, number>>().notNull().default({}),
+    /** What was done about the cached part of the prompt: none, resident, load, split or recompute. */
+    cacheChoice: text("cache_choice"),
+    /** Expected when that was chosen; null where there was nothing to load. The actual time is load_ms. */
+    predictedLoadMs: doublePrecision("predicted_load_ms"),
+    predictedRecomputeMs: doublePrecision("predicted_recompute_ms"),
+    loadedBytes: bigint("loaded_bytes", { mode: "number" }),
+    /** Tokens that had left the view by the end, because the context window was full. */
+    droppedTokens: integer("dropped_tokens"),
+    /** The client's wishes for the cache of this conversation; null: none. */
+    cacheTtlS: integer("cache_ttl_s"),
+    cachePriority: integer("cache_priority"),
     createdAt: createdAt(),
   },
   (table) => [
@@ -153,67 +163,17 @@ export const pendingDeletes = pgTable(
   (table) => [primaryKey({ columns: [table.sidecar, table.conversationId] })],
 );
 
-/** Per conversation: its turns, tokens, and the share of prompt tokens that came from cache. */
-export const sessionStats = pgView("session_stats", {
-  conversationId: uuid("conversation_id").notNull(),
-  turns: bigint("turns", { mode: "number" }).notNull(),
-  promptTokens: bigint("prompt_tokens", { mode: "number" }),
-  completionTokens: bigint("completion_tokens", { mode: "number" }),
-  cachedTokens: bigint("cached_tokens", { mode: "number" }),
-  cachedShare: doublePrecision("cached_share"),
-  ttftMsMedian: doublePrecision("ttft_ms_median"),
-  lastRequestAt: timestamp("last_request_at", { withTimezone: true }),
-}).as(sql`
-  SELECT
-    conversation_id,
-    count(*) FILTER (WHERE finish_reason IN ('stop', 'length')) AS turns,
-    sum(prompt_tokens) AS prompt_tokens,
-    sum(completion_tokens) AS completion_tokens,
-    sum(cached_gpu_tokens + cached_host_tokens + cached_disk_tokens) AS cached_tokens,
-    sum(cached_gpu_tokens + cached_host_tokens + cached_disk_tokens)::float8
-      / nullif(sum(prompt_tokens), 0) AS cached_share,
-    percentile_cont(0.5) WITHIN GROUP (ORDER BY ttft_ms) AS ttft_ms_median,
-    max(created_at) AS last_request_at
-  FROM requests
-  WHERE conversation_id IS NOT NULL
-  GROUP BY conversation_id`);
-
-/** Per day and model: requests, prompt tokens, and what share of them each tier served. */
-export const cacheHitsByDay = pgView("cache_hits_by_day", {
-  day: date("day").notNull(),
-  model: text("model").notNull(),
-  requests: bigint("requests", { mode: "number" }).notNull(),
-  promptTokens: bigint("prompt_tokens", { mode: "number" }),
-  gpuShare: doublePrecision("gpu_share"),
-  hostShare: doublePrecision("host_share"),
-  diskShare: doublePrecision("disk_share"),
-  ttftMsMedian: doublePrecision("ttft_ms_median"),
-}).as(sql`
-  SELECT
-    (created_at AT TIME ZONE 'UTC')::date AS day,
-    model,
-    count(*) AS requests,
-    sum(prompt_tokens) AS prompt_tokens,
-    sum(cached_gpu_tokens)::float8 / nullif(sum(prompt_tokens), 0) AS gpu_share,
-    sum(cached_host_tokens)::float8 / nullif(sum(prompt_tokens), 0) AS host_share,
-    sum(cached_disk_tokens)::float8 / nullif(sum(prompt_tokens), 0) AS disk_share,
-    percentile_cont(0.5) WITHIN GROUP (ORDER BY ttft_ms) AS ttft_ms_median
-  FROM requests
-  GROUP BY 1, 2`);
-
-/** Per day, model and reason: prompt tokens that no tier served. */
-export const cacheMissesByDay = pgView("cache_misses_by_day", {
-  day: date("day").notNull(),
-  model: text("model").notNull(),
-  reason: text("reason").notNull(),
-  tokens: bigint("tokens", { mode: "number" }).notNull(),
-  requests: bigint("requests", { mode: "number" }).notNull(),
-}).as(sql`
-  SELECT
-    (created_at AT TIME ZONE 'UTC')::date AS day,
-    model,
-    miss.key AS reason,
-    sum(miss.value::bigint) AS tokens,
-    count(*) AS requests
-  FROM requests, jsonb_each_text(miss_reasons) AS miss
-  GROUP BY 1, 2, 3`);
+/** What each sidecar says about itself, once a minute, for as long as sidecar-stats.ts says. */
+export const sidecarStats = pgTable(
+  "sidecar_stats",
+  {
+    sidecar: text("sidecar").notNull(),
+    /** To the minute: several edges keep one sample between them. */
+    takenAt: timestamp("taken_at", { withTimezone: true }).notNull(),
+    stats: jsonb("stats").$type<Record<string, unknown>>().notNull(),
+  },
+  (table) => [
+    primaryKey({ columns: [table.sidecar, table.takenAt] }),
+    index("sidecar_stats_taken_at_idx").on(table.takenAt),
+  ],
+);

@@ -2,6 +2,7 @@
 // token path must not validate; the tests hold them against these schemas.
 
 import { z } from "@hono/zod-openapi";
+import { CACHE_CHOICES } from "../sidecar/protocol.ts";
 
 const tokenLogprob = z.object({
   token: z.string(),
@@ -32,6 +33,15 @@ const extensions = z.object({
   sidecar: z.string(),
   cached_tokens: byTier.describe("prompt tokens served from cache, by tier"),
   miss_reasons: z.record(z.string(), z.int()).describe("prompt tokens not served from cache, by reason"),
+  cache: z
+    .object({
+      choice: z.enum(CACHE_CHOICES),
+      predicted_load_ms: z.number().nullable(),
+      predicted_recompute_ms: z.number().nullable(),
+      loaded_bytes: z.int(),
+      dropped_tokens: z.int().describe("left the view, because the context window was full"),
+    })
+    .describe("what was done about the cached part of the prompt, and what had been expected"),
   timings: z.object({
     queue_ms: z.number(),
     load_ms: z.number(),

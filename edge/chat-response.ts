@@ -117,11 +117,18 @@ function usageBody({ usage }: Done): object {
 
 /** Beyond OpenAI's shape: where the tokens came from, how long it took, and what was stored. */
 function extensions({ done, sidecar, turn }: Outcome): object {
-  const { timings } = done;
+  const { cache, timings } = done;
   const kvasir = {
     sidecar,
     cached_tokens: done.usage.cachedTokens,
     miss_reasons: done.missReasons,
+    cache: {
+      choice: cache.choice,
+      predicted_load_ms: cache.predictedLoadMs,
+      predicted_recompute_ms: cache.predictedRecomputeMs,
+      loaded_bytes: cache.loadedBytes,
+      dropped_tokens: cache.droppedTokens,
+    },
     timings: {
       queue_ms: timings.queueMs,
       load_ms: timings.loadMs,

@@ -167,6 +167,8 @@ export class Generation {
       sidecar: this.#sidecar,
       isStream: this.#chat.stream === true,
       choiceCount: this.#choiceCount,
+      cacheTtlS: this.#chat.kvasir?.cache_ttl_s ?? null,
+      cachePriority: this.#chat.kvasir?.priority ?? null,
     };
   }
 
@@ -214,7 +216,7 @@ function storable(text: string): string {
   return text.toWellFormed().replaceAll("\0", "\ufffd");
 }
 
-function doneFields({ usage, timings, finishReasons, missReasons }: Done): Partial<RequestRow> {
+function doneFields({ usage, timings, finishReasons, missReasons, cache }: Done): Partial<RequestRow> {
   return {
     promptTokens: usage.promptTokens,
     completionTokens: usage.completionTokens,
@@ -228,5 +230,10 @@ function doneFields({ usage, timings, finishReasons, missReasons }: Done): Parti
     totalMs: timings.totalMs,
     finishReason: finishReasons[0] ?? null,
     missReasons,
+    cacheChoice: cache.choice,
+    predictedLoadMs: cache.predictedLoadMs,
+    predictedRecomputeMs: cache.predictedRecomputeMs,
+    loadedBytes: cache.loadedBytes,
+    droppedTokens: cache.droppedTokens,
   };
 }

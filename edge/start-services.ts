@@ -11,6 +11,7 @@ import { PendingDeletes } from "./pending-deletes.ts";
 import { DrainState, type Services } from "./services.ts";
 import { SidecarClient } from "./sidecar-client.ts";
 import { SidecarPool } from "./sidecar-pool.ts";
+import { StatsSampler } from "./stats-sampler.ts";
 import { TurnKeeper } from "./turn-keeper.ts";
 
 const CONNECT_TIMEOUT_MS = 3000;
@@ -47,6 +48,7 @@ export async function startServices(config: EdgeConfig): Promise<StartedServices
   const edgeName = `edge-${uuidv7()}`;
   const clients: SidecarClient[] = [];
   const pendingDeletes = new PendingDeletes(database, log, () => clients);
+  const sampler = new StatsSampler(database, log, () => clients);
   const sidecars = new SidecarPool(clients);
   const turns = new TurnKeeper({
     database,
@@ -73,6 +75,7 @@ export async function startServices(config: EdgeConfig): Promise<StartedServices
   const services = { config, database, sidecars, turns, account, log, drain: new DrainState() };
   const close = async () => {
     pendingDeletes.close();
+    sampler.close();
     turns.close();
     sidecars.close();
     await database.close();

@@ -69,6 +69,29 @@ describe("a plain answer", () => {
     });
   });
 
+  test("says what the cache chose and expected, in the answer and in the request row", async () => {
+    const cache = {
+      choice: "split", predictedLoadMs: 12.5, predictedRecomputeMs: 80, loadedBytes: 2 ** 40, droppedTokens: 128,
+    } as const;
+    sidecar.script = (stream) => stream.done({ cache });
+    const kvasir = { cache_ttl_s: 3600, priority: 2 };
+    const body = (await (await edge.chat({ kvasir })).json()) as any;
+    schemas.chatCompletion.parse(body);
+    expect(body.kvasir.cache).toEqual({
+      choice: "split", predicted_load_ms: 12.5, predicted_recompute_ms: 80, loaded_bytes: 2 ** 40, dropped_tokens: 128,
+    });
+    expect(sidecar.submits.at(-1)).toMatchObject({ cacheTtlS: 3600, priority: 2 });
+    expect(await lastRequestRow()).toMatchObject({
+      cache_choice: "split",
+      predicted_load_ms: 12.5,
+      predicted_recompute_ms: 80,
+      loaded_bytes: String(2 ** 40),
+      dropped_tokens: 128,
+      cache_ttl_s: 3600,
+      cache_priority: 2,
+    });
+  });
+
   test("carries logprobs and several choices", async () => {
     sidecar.script = (stream) => {
       const top = [{ token: "no", bytes: [110, 111], logprob: -2 }];

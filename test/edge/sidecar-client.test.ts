@@ -120,7 +120,7 @@ describe("SidecarClient", () => {
     const { clients, until } = connect([sidecar.url]);
     await until(() => clients[0]!.isReady);
     expect(clients[0]).toMatchObject({ name: "north", model: { id: FAKE_MODEL } });
-    expect(await clients[0]!.stats()).toEqual({});
+    expect(await clients[0]!.stats()).toEqual({ steps: 3 });
     expect(await clients[0]!.forget(new Uint8Array(32), "c1")).toEqual({ gpu: 1 });
     expect(sidecar.forgotten).toEqual(["c1"]);
   });

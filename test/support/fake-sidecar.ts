@@ -102,6 +102,7 @@ export class FakeSidecar {
   /** All frames in the order they came, by type. */
   readonly frames: EdgeFrame[] = [];
   readonly forgotten: string[] = [];
+  stats: Record<string, unknown> = { steps: 3 };
   script: Script;
   readonly #options: FakeSidecarOptions;
   #port = 0;
@@ -198,7 +199,7 @@ export class FakeSidecar {
         send([FrameType.forgotten, frame[1], { gpu: 1 }]);
         break;
       case FrameType.statsRequest:
-        send([FrameType.stats, frame[1], {}]);
+        send([FrameType.stats, frame[1], this.stats]);
         break;
       case FrameType.ping:
         send([FrameType.pong, frame[1]]);
