@@ -51,6 +51,7 @@ export function databaseUnavailable(cause: unknown): ApiError {
 const SIDECAR_STATUS: Readonly<Record<ErrorCode, ApiStatus>> = {
   invalid_request: 400,
   context_length_exceeded: 400,
+  conversation_deleted: 404,
   queue_full: 429,
   deadline_exceeded: 504,
   shutting_down: 503,

@@ -2,6 +2,7 @@
 // and what is ready to be sent is collected as deltas.
 
 import type { EngineEvent, FinishEvent, TokenEvent } from "./engine/request.ts";
+import type { Remains } from "./forgetter.ts";
 import type { Detokenizer, Tokenizer } from "./model/tokenizer.ts";
 import type { Delta, Done, FinishReason, SubmitRequest, TokenLogprob } from "./protocol.ts";
 import { StopScanner } from "./stop-strings.ts";
@@ -86,11 +87,13 @@ export class Completion {
     };
   }
 
-  /** Each ended choice as the text and the token ids of its whole conversation, where the two agree exactly. */
-  *lineages(): Generator<{ text: string; tokens: Int32Array }> {
+  /** What each ended choice leaves behind; text and ids of its whole conversation where the two agree exactly. */
+  *remains(): Generator<Remains> {
     for (const choice of this.#choices) {
+      if (choice.finished === null) continue;
+      const { blockIds = [], tokens } = choice.finished;
       const tail = choice.lineageTail();
-      if (tail !== null) yield { text: this.promptText + tail, tokens: choice.finished!.tokens };
+      yield { blockIds, lineage: tail === null ? null : { text: this.promptText + tail, tokens } };
     }
   }
 }

@@ -3,8 +3,8 @@
 // and a segment's ids are found again under a hash chained over the whole text before it. Matching text reuses
 // its ids, so the KV of the whole turn is found to the token; text that differs is encoded anew and costs only hits.
 
-import { Database, SQLiteError } from "bun:sqlite";
-import { closeSync, openSync } from "node:fs";
+import { type Database, SQLiteError } from "bun:sqlite";
+import { openPrivateDatabase } from "./private-database.ts";
 
 /** Encodes text that begins at a special token (or at the start of the prompt). */
 export type Encode = (text: string) => Promise<Int32Array>;
@@ -52,11 +52,7 @@ export class Lineage {
   #failureCount = 0;
 
   constructor(readonly options: LineageOptions) {
-    // Made before sqlite would, for its owner alone: the texts of all conversations can be read from the ids.
-    if (options.path !== ":memory:") closeSync(openSync(options.path, "a", 0o600));
-    this.#database = new Database(options.path, { create: true, strict: true });
-    this.#database.run("PRAGMA journal_mode = WAL");
-    this.#database.run("PRAGMA synchronous = OFF");
+    this.#database = openPrivateDatabase(options.path, "OFF");
     this.#database.run(
       `CREATE TABLE IF NOT EXISTS segments
         (key BLOB PRIMARY KEY, ids BLOB NOT NULL, used_at INTEGER NOT NULL) WITHOUT ROWID`,
@@ -97,11 +93,23 @@ export class Lineage {
     return { tokens, knownTokens: known.length };
   }
 
-  /** Records that `tokens` are the ids of `text`. Nothing is kept from where the two do not line up. */
-  remember(salt: Uint8Array, text: string, tokens: Int32Array): void {
-    const added = this.#attempt(() => this.#database.transaction(() => this.#insertAll(salt, text, tokens))());
-    this.#segmentCount += added ?? 0;
+  /**
+   * Records that `tokens` are the ids of `text`. Nothing is kept from where the two do not line up. Returns the keys
+   * of the text's segments.
+   */
+  remember(salt: Uint8Array, text: string, tokens: Int32Array): Uint8Array[] {
+    const kept = this.#attempt(() => this.#database.transaction(() => this.#insertAll(salt, text, tokens))());
+    this.#segmentCount += kept?.added ?? 0;
     if (this.#segmentCount > this.options.maxSegments) this.#attempt(() => this.#prune());
+    return kept?.keys ?? [];
+  }
+
+  /** Removes segments, by the keys that remember() returned. Throws SQLiteError. */
+  forget(keys: readonly Uint8Array[]): void {
+    const remove = this.#database.query("DELETE FROM segments WHERE key = ?");
+    this.#database.transaction(() => {
+      for (const key of keys) this.#segmentCount -= remove.run(key).changes;
+    })();
   }
 
   close(): void {
@@ -132,27 +140,29 @@ export class Lineage {
     return { known, encodeFrom: null };
   }
 
-  /** Returns how many segments are new. */
-  #insertAll(salt: Uint8Array, text: string, tokens: Int32Array): number {
+  /** Returns the keys of the segments, and how many of them are new. */
+  #insertAll(salt: Uint8Array, text: string, tokens: Int32Array): { keys: Uint8Array[]; added: number } {
     const specialIds = new Set(this.options.specialTokens.values());
     let key = firstKey(salt, this.options.tokenizerId);
+    const keys: Uint8Array[] = [];
     let at = 0;
     let added = 0;
     for (const piece of this.#split(text)) {
       key = nextKey(key, piece.text);
       if (piece.specialId !== null) {
-        if (tokens[at] !== piece.specialId) return added;
+        if (tokens[at] !== piece.specialId) break;
         at++;
         continue;
       }
       let end = at;
       while (end < tokens.length && !specialIds.has(tokens[end]!)) end++;
-      if (end === at) return added;
+      if (end === at) break;
       if (this.#find.get(key) === null) added++;
       this.#insert.run(key, bytesOf(tokens.subarray(at, end)), ++this.#clock);
+      keys.push(key);
       at = end;
     }
-    return added;
+    return { keys, added };
   }
 
   /** Null, and counted, when the store fails. */

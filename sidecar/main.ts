@@ -7,6 +7,7 @@ import { buildNative } from "./build-native.ts";
 import { readSidecarConfig, type SidecarConfig, sidecarHelp } from "./config.ts";
 import { EngineClient } from "./engine/engine-client.ts";
 import type { EngineReady } from "./engine/worker-messages.ts";
+import { Holdings } from "./holdings.ts";
 import { Lineage } from "./lineage.ts";
 import { loadChatTemplate } from "./model/chat-template.ts";
 import { resolveModel } from "./model/hub.ts";
@@ -17,6 +18,8 @@ import { SidecarServer } from "./server.ts";
 
 /** Segments of text whose ids are remembered; some hundred bytes each. */
 const LINEAGE_SEGMENTS_MAX = 500_000;
+/** Blocks and segments that conversations hold; some 60 bytes each. */
+const HOLDINGS_ITEMS_MAX = 2_000_000;
 const SLOW_EDGE_TIMEOUT_MS = 30_000;
 
 async function main(): Promise<void> {
@@ -43,11 +46,15 @@ async function main(): Promise<void> {
     specialTokens: tokenizer.specialTokens,
     maxSegments: LINEAGE_SEGMENTS_MAX,
   });
+  const holdings = new Holdings({
+    path: join(config.dataDirectory, "holdings.sqlite"),
+    maxItems: HOLDINGS_ITEMS_MAX,
+  });
   const modelId = config.modelId ?? basename(config.model);
   const { maxModelLen, vocabSize } = ready;
   const prompts = new PromptBuilder(template, tokenizer, lineage, { modelId, maxModelLen, vocabSize });
   server = new SidecarServer(
-    { engine, prompts, tokenizer, lineage },
+    { engine, prompts, tokenizer, lineage, holdings },
     {
       name: config.name,
       host: config.host,
@@ -71,6 +78,7 @@ async function main(): Promise<void> {
   await server.drain(config.drainTimeoutMs);
   await engine.stop();
   lineage.close();
+  holdings.close();
   tokenizer.close();
   say("sidecar stopped");
 }

@@ -45,6 +45,7 @@ export type FinishReason = "stop" | "length" | "abort";
 export const ERROR_CODES = [
   "invalid_request",
   "context_length_exceeded",
+  "conversation_deleted",
   "queue_full",
   "deadline_exceeded",
   "shutting_down",

@@ -3,10 +3,13 @@
 
 import type { Server, ServerWebSocket } from "bun";
 import { timingSafeEqual } from "node:crypto";
+import { type Active, ActiveRequests, isOf } from "./active-requests.ts";
 import { Completion } from "./completion.ts";
 import { Connection, type SocketData } from "./connection.ts";
 import type { EngineClient } from "./engine/engine-client.ts";
 import { type EngineEvent, type FailEvent, nowMs } from "./engine/request.ts";
+import { Forgetter, type RemoveBlocks } from "./forgetter.ts";
+import type { Holdings } from "./holdings.ts";
 import type { Lineage } from "./lineage.ts";
 import type { Tokenizer } from "./model/tokenizer.ts";
 import { engineSampling, type PromptBuilder, RequestError } from "./prompt.ts";
@@ -37,35 +40,36 @@ export interface SidecarServerOptions {
 
 /** What the server works with. */
 export interface SidecarParts {
-  readonly engine: Pick<EngineClient, "submit" | "abort" | "stats">;
+  /** Without `forget` the blocks of deleted conversations stay until they are evicted. */
+  readonly engine: Pick<EngineClient, "submit" | "abort" | "stats"> & { readonly forget?: RemoveBlocks };
   readonly prompts: PromptBuilder;
   readonly tokenizer: Tokenizer;
   readonly lineage: Lineage;
-}
-
-/** A request in progress and whom it belongs to. */
-interface Active {
-  readonly connection: Connection;
-  readonly completion: Completion;
+  readonly holdings: Holdings;
 }
 
 /** Bun drops frames beyond this and says so; we close then. One step's frame always fits. */
 const DROP_BYTES = 64 * 1024 * 1024;
 
 export class SidecarServer {
-  readonly #active = new Map<number, Active>();
+  readonly #requests = new ActiveRequests();
   /** Streams whose prompt is being rendered and encoded. */
   #preparing = 0;
+  #forgetting = 0;
   #nextRequest = 1;
   #isDraining = false;
   #onIdle: (() => void) | null = null;
   readonly #connections = new Set<Connection>();
+  readonly #forgetter: Forgetter;
   readonly #server: Server<SocketData>;
 
   constructor(
     readonly parts: SidecarParts,
     readonly options: SidecarServerOptions,
   ) {
+    const { engine, holdings, lineage } = parts;
+    const removeBlocks: RemoveBlocks = async (ids) => (await engine.forget?.(ids)) ?? {};
+    this.#forgetter = new Forgetter({ holdings, lineage, removeBlocks });
     this.#server = Bun.serve<SocketData>({
       hostname: options.host,
       port: options.port,
@@ -96,8 +100,11 @@ export class SidecarServer {
     const ended = new Map<Connection, { completion: Completion; done: Done }[]>();
     const touched = new Set<Connection>();
     for (const event of events) {
-      const active = this.#active.get(event.request);
-      if (active === undefined) continue; // Its edge left; the abort is on its way.
+      const active = this.#requests.wanted(event.request);
+      if (active === undefined) {
+        this.#applyUnwanted(event);
+        continue;
+      }
       touched.add(active.connection);
       if (event.type === "fail") {
         this.#fail(event, active);
@@ -107,7 +114,7 @@ export class SidecarServer {
       if (stoppedChoice !== null) this.parts.engine.abort(event.request, stoppedChoice, "stop");
       if (isDone) {
         const list = ended.get(active.connection) ?? [];
-        list.push(this.#end(event.request, active));
+        list.push(this.#end(active));
         ended.set(active.connection, list);
       }
     }
@@ -153,9 +160,7 @@ export class SidecarServer {
     const connection = socket.data.connection!;
     connection.markClosed();
     this.#connections.delete(connection);
-    for (const [id, active] of this.#active) {
-      if (active.connection === connection) this.#abort(id);
-    }
+    for (const active of this.#requests.of(connection)) this.#abort(active);
     this.#checkIdle();
   }
 
@@ -193,7 +198,7 @@ export class SidecarServer {
         connection.send([FrameType.pong, frame[1]]);
         break;
       case FrameType.forget:
-        connection.send([FrameType.forgotten, frame[1], {}]);
+        void this.#forget(connection, frame[1], new Uint8Array(frame[2]), frame[3]);
         break;
     }
   }
@@ -224,39 +229,45 @@ export class SidecarServer {
     const completion = new Completion(stream, ownRequest, this.parts.tokenizer);
     connection.streams.set(stream, completion);
     const id = this.#nextRequest++;
+    const active = { id, connection, completion };
     this.#preparing++;
-    this.#start(id, { connection, completion }, nowMs())
-      .catch((error: unknown) => this.#refuse(id, { connection, completion }, error))
+    this.#start(active, nowMs())
+      .catch((error: unknown) => this.#refuse(active, error))
       .finally(() => {
         this.#preparing--;
         this.#checkIdle();
       });
   }
 
-  async #start(id: number, active: Active, receivedAtMs: number): Promise<void> {
+  async #start(active: Active, receivedAtMs: number): Promise<void> {
     if (this.#isDraining) throw new RequestError("shutting_down", "the sidecar is shutting down");
-    if (this.#active.size + this.#preparing > this.options.maxRequests) {
+    if (this.#requests.count + this.#preparing > this.options.maxRequests) {
       throw new RequestError("queue_full", `${this.options.maxRequests} requests are in progress already`, 1);
     }
     const { request } = active.completion;
     const prompt = await this.parts.prompts.build(request);
     if (!isWanted(active)) return;
     active.completion.promptText = prompt.text;
-    this.#active.set(id, active);
+    this.#requests.add(active);
     this.parts.engine.submit({
-      id,
+      id: active.id,
       tokens: prompt.tokens,
       salt: request.salt,
       sampling: engineSampling(request.sampling),
       choiceCount: request.sampling.n,
       maxTokens: prompt.maxTokens,
+      isTruncating: request.truncation === "auto",
+      keep: {
+        priority: request.priority,
+        ...(request.cacheTtlS !== null && { ttlMs: request.cacheTtlS * 1000 }),
+      },
       receivedAtMs,
       deadlineAtMs: receivedAtMs + request.deadlineMs,
     });
   }
 
-  #refuse(id: number, active: Active, error: unknown): void {
-    this.#active.delete(id);
+  #refuse(active: Active, error: unknown): void {
+    this.#requests.end(active.id);
     if (!isWanted(active)) return;
     const { connection, completion } = active;
     connection.leave(completion);
@@ -268,27 +279,69 @@ export class SidecarServer {
 
   #abortStream(connection: Connection, stream: number): void {
     connection.streams.delete(stream);
-    for (const [id, active] of this.#active) {
-      if (active.connection === connection && active.completion.stream === stream) this.#abort(id);
-    }
+    const mine = this.#requests.of(connection).filter(({ completion }) => completion.stream === stream);
+    for (const active of mine) this.#abort(active);
     this.#checkIdle();
   }
 
-  #abort(id: number): void {
-    this.#active.delete(id);
-    this.parts.engine.abort(id, null, "abort");
+  #abort(active: Active): void {
+    this.#requests.giveUp(active);
+    this.parts.engine.abort(active.id, null, "abort");
   }
 
-  #end(id: number, { completion }: Active): { completion: Completion; done: Done } {
-    this.#active.delete(id);
-    for (const { text, tokens } of completion.lineages()) {
-      this.parts.lineage.remember(completion.request.salt, text, tokens);
-    }
+  #end({ id, completion }: Active): { completion: Completion; done: Done } {
+    this.#requests.end(id);
+    for (const remains of completion.remains()) this.#forgetter.record(completion.request, remains);
     return { completion, done: completion.done() };
   }
 
+  /** The ends of requests that were given up still say which blocks stay in the cache. */
+  #applyUnwanted(event: EngineEvent): void {
+    const completion = this.#requests.leaving(event.request);
+    if (completion === undefined || event.type === "token") return;
+    if (event.type === "finish" && !completion.apply(event).isDone) return;
+    this.#recordBlocks(completion, event.type === "fail" ? event.blockIds : []);
+    this.#requests.end(event.request);
+  }
+
+  /** Of a request that was given up or failed: its text is not whole, so only the blocks count. */
+  #recordBlocks(completion: Completion, failedBlockIds: readonly string[] = []): void {
+    const blockIds = [...completion.remains()].flatMap((remains) => remains.blockIds);
+    this.#forgetter.record(completion.request, { blockIds: [...blockIds, ...failedBlockIds], lineage: null });
+  }
+
+  /** Ends the conversation's turns in progress, then removes all it holds. */
+  async #forget(connection: Connection, stream: number, salt: Uint8Array, conversation: string): Promise<void> {
+    this.#forgetting++;
+    try {
+      for (const each of this.#connections) this.#dropTurns(each, salt, conversation);
+      await this.#requests.whenLeft(salt, conversation);
+      const blocks = await this.#forgetter.forget(salt, conversation);
+      connection.send([FrameType.forgotten, stream, blocks]);
+    } catch (error) {
+      // Without the acknowledgement the edge asks again.
+      connection.send([FrameType.error, stream, "internal", (error as Error).message, null]);
+    } finally {
+      this.#forgetting--;
+      this.#checkIdle();
+    }
+  }
+
+  #dropTurns(connection: Connection, salt: Uint8Array, conversation: string): void {
+    const running = this.#requests.of(connection);
+    for (const completion of connection.streams.values()) {
+      if (!isOf(completion.request, salt, conversation)) continue;
+      connection.leave(completion);
+      const message = "The conversation was deleted while it was being answered.";
+      connection.send([FrameType.error, completion.stream, "conversation_deleted", message, null]);
+      const active = running.find((each) => each.completion === completion);
+      if (active !== undefined) this.#abort(active); // else it is being prepared, and will not be wanted
+    }
+  }
+
   #fail(event: FailEvent, { connection, completion }: Active): void {
-    this.#active.delete(event.request);
+    this.#requests.end(event.request);
+    this.#recordBlocks(completion, event.blockIds);
     connection.leave(completion);
     const { code, message, retryAfterS } = event;
     connection.send([FrameType.error, completion.stream, code, message, retryAfterS]);
@@ -297,15 +350,16 @@ export class SidecarServer {
   async #sendStats(connection: Connection, stream: number): Promise<void> {
     const engine = await this.parts.engine.stats();
     const server = {
-      activeRequests: this.#active.size,
+      activeRequests: this.#requests.count,
       connections: this.#connections.size,
       lineageFailures: this.parts.lineage.failureCount,
+      holdingsFailures: this.#forgetter.failureCount,
     };
     connection.send([FrameType.stats, stream, { ...engine, ...server }]);
   }
 
   #checkIdle(): void {
-    if (this.#onIdle === null || this.#active.size > 0 || this.#preparing > 0) return;
+    if (this.#onIdle === null || this.#requests.count + this.#preparing + this.#forgetting > 0) return;
     // What an edge has not read yet would be lost with its connection.
     for (const connection of this.#connections) if (!connection.isFlushed) return;
     this.#onIdle();

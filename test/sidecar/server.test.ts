@@ -258,11 +258,11 @@ describe("SidecarServer with requests", () => {
   });
 
   test("answers statistics and pings", async () => {
-    const { server } = startServer();
-    const edge = await greeted(server);
+    const edge = await greeted(startServer().server);
     edge.send([FrameType.statsRequest, 3]);
     const stats = await edge.frame(FrameType.stats);
-    expect(stats).toEqual([FrameType.stats, 3, { steps: 3, activeRequests: 0, connections: 1, lineageFailures: 0 }]);
+    const server = { activeRequests: 0, connections: 1, lineageFailures: 0, holdingsFailures: 0 };
+    expect(stats).toEqual([FrameType.stats, 3, { steps: 3, ...server }]);
     await edge.expectAlive(42);
   });
 });

@@ -1,12 +1,14 @@
 // A sidecar's server in the test's process, over an engine that only remembers, and edges to talk to it.
 
 import { expect } from "bun:test";
-import type { EngineEvent, EngineRequest } from "../../sidecar/engine/request.ts";
+import type { EngineEvent, EngineRequest, FinishEvent } from "../../sidecar/engine/request.ts";
+import { Holdings } from "../../sidecar/holdings.ts";
 import { Lineage } from "../../sidecar/lineage.ts";
 import type { ChatTemplate } from "../../sidecar/model/chat-template.ts";
 import { PromptBuilder } from "../../sidecar/prompt.ts";
 import {
-  decodeSidecarFrame, type EdgeFrame, encodeFrame, FrameType, type ModelInfo, PROTOCOL_VERSION, type SidecarFrame,
+  decodeSidecarFrame, type EdgeFrame, encodeFrame, type FinishReason, FrameType, type ModelInfo, PROTOCOL_VERSION,
+  type SidecarFrame,
 } from "../../sidecar/protocol.ts";
 import { SidecarServer, type SidecarServerOptions } from "../../sidecar/server.ts";
 import { cacheReport } from "./cache-report.ts";
@@ -47,6 +49,7 @@ export class Watch {
 export class FakeEngine {
   readonly requests: EngineRequest[] = [];
   readonly aborts: { request: number; choice: number | null; reason: string }[] = [];
+  readonly forgotten: string[][] = [];
 
   constructor(readonly watch: Watch) {}
 
@@ -58,6 +61,12 @@ export class FakeEngine {
   abort(request: number, choice: number | null, reason: string): void {
     this.aborts.push({ request, choice, reason });
     this.watch.notify();
+  }
+
+  async forget(ids: readonly string[]): Promise<Record<string, number>> {
+    this.forgotten.push(ids.toSorted());
+    this.watch.notify();
+    return { gpu: ids.length, disk: 1 };
   }
 
   async stats(): Promise<Record<string, number>> {
@@ -88,6 +97,7 @@ export function startServer(changes: Partial<SidecarServerOptions> = {}) {
   const lineage = new Lineage({
     path: ":memory:", tokenizerId: "bytes", specialTokens: FAKE_SPECIALS, maxSegments: 100,
   });
+  const holdings = new Holdings({ path: ":memory:", maxItems: 1000 });
   const template = {
     render(messages: { content: string }[]) {
       if (messages.some(({ content }) => content === "refused")) throw new Error("no such role");
@@ -97,14 +107,14 @@ export function startServer(changes: Partial<SidecarServerOptions> = {}) {
   const limits = { modelId: MODEL.id, maxModelLen: MODEL.maxModelLen, vocabSize: MODEL.vocabSize };
   const prompts = new PromptBuilder(template, tokenizer, lineage, limits);
   const server = new SidecarServer(
-    { engine, prompts, tokenizer, lineage },
+    { engine, prompts, tokenizer, lineage, holdings },
     {
       name: "sidecar-test", host: "127.0.0.1", port: 0, secret: SECRET, model: MODEL, maxRequests: 8,
       slowEdgeTimeoutMs: 60_000, ...changes,
     },
   );
   onCleanup(() => server.drain(0));
-  return { server, engine, watch, gate };
+  return { server, engine, watch, gate, lineage, holdings };
 }
 
 export class Edge {
@@ -190,9 +200,13 @@ export function tokenEvent(request: number, text: string, choice = 0): EngineEve
   }));
 }
 
-export function finishEvent(request: EngineRequest, completionTokens: number, choice = 0): EngineEvent {
+export function finishEvent(
+  request: EngineRequest,
+  completionTokens: number,
+  { choice = 0, reason = "length" as FinishReason, blockIds = [] as string[] } = {},
+): FinishEvent {
   return {
-    type: "finish", request: request.id, choice, reason: "length",
+    type: "finish", request: request.id, choice, reason, blockIds,
     usage: { promptTokens: request.tokens.length, completionTokens, cachedTokens: { gpu: 0, host: 0, disk: 0 } },
     timings: { queueMs: 0, loadMs: 0, prefillMs: 0, ttftMs: 0, totalMs: 0 },
     cache: cacheReport(),
