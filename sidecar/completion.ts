@@ -91,7 +91,7 @@ export class Completion {
   *remains(): Generator<Remains> {
     for (const choice of this.#choices) {
       if (choice.finished === null) continue;
-      const { blockIds = [], tokens } = choice.finished;
+      const { blockIds, tokens } = choice.finished;
       const tail = choice.lineageTail();
       yield { blockIds, lineage: tail === null ? null : { text: this.promptText + tail, tokens } };
     }

@@ -36,6 +36,7 @@ function finish(ids: readonly number[], reason: FinishReason = "length", choice 
     cache: cacheReport(),
     missReasons: { absent: 1 },
     tokens: Int32Array.from([...PROMPT, ...ids]),
+    blockIds: [],
   };
 }
 

@@ -236,7 +236,8 @@ describe("SidecarServer with requests", () => {
     edge.send(submit(1));
     await watch.until(() => engine.requests.length === 1);
     const request = engine.requests[0]!.id;
-    server.applyEvents([{ type: "fail", request, code: "deadline_exceeded", message: "late", retryAfterS: null }]);
+    const late = { code: "deadline_exceeded", message: "late", retryAfterS: null } as const;
+    server.applyEvents([{ type: "fail", request, ...late, blockIds: [] }]);
     expect(await edge.frame(FrameType.error)).toEqual([FrameType.error, 1, "deadline_exceeded", "late", null]);
     edge.send(submit(1));
     await watch.until(() => engine.requests.length === 2);
