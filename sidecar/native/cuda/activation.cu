@@ -1,0 +1,89 @@
+// kvs_silu_mul and kvs_gelu: element by element, 16 bytes a thread where sizes allow.
+
+#include <algorithm>
+
+#include "device.h"
+#include "dtype.h"
+
+namespace kvs {
+
+namespace {
+
+constexpr uint32_t threads = 256;
+
+struct SiluMul {
+  static constexpr uint32_t inputs = 2;
+  __device__ static float apply(float gate, float up) { return gate / (1.0f + expf(-gate)) * up; }
+};
+
+struct Gelu {
+  static constexpr uint32_t inputs = 1;
+  __device__ static float apply(float x, float) { return 0.5f * x * (1.0f + erff(x * 0.70710678f)); }
+};
+
+/** y (rows, size) of x (rows, inputs * size); Element is T or Vector<T>, size in Elements. */
+template <class Activation, class Element, class T>
+__global__ void activation_kernel(T* y, const T* x, uint32_t size) {
+  constexpr uint32_t width = sizeof(Element) / sizeof(T);
+  const uint32_t i = blockIdx.x * threads + threadIdx.x;
+  if (i >= size) return;
+  const uint64_t row = blockIdx.y;
+  const Element* from = reinterpret_cast<const Element*>(x) + row * Activation::inputs * size + i;
+  const Element a = from[0];
+  const Element b = Activation::inputs == 2 ? from[size] : a;
+  Element out;
+#pragma unroll
+  for (uint32_t k = 0; k < width; ++k) {
+    const float value = Activation::apply(to_float(reinterpret_cast<const T*>(&a)[k]), to_float(reinterpret_cast<const T*>(&b)[k]));
+    reinterpret_cast<T*>(&out)[k] = from_float<T>(value);
+  }
+  reinterpret_cast<Element*>(y)[row * size + i] = out;
+}
+
+template <class Activation, class T>
+void launch(T* y, const T* x, uint32_t row_count, uint32_t size, cudaStream_t stream) {
+  constexpr uint32_t rows_max = 65535;  // of a grid
+  const bool has_vectors = size % Vector<T>::size == 0 && is_aligned(x, 16) && is_aligned(y, 16);
+  const uint32_t elements = has_vectors ? size / Vector<T>::size : size;
+  for (uint32_t row = 0; row < row_count; row += rows_max) {
+    const dim3 grid((elements + threads - 1) / threads, std::min(rows_max, row_count - row));
+    T* to = y + static_cast<uint64_t>(row) * size;
+    const T* from = x + static_cast<uint64_t>(row) * Activation::inputs * size;
+    if (has_vectors) {
+      activation_kernel<Activation, Vector<T>><<<grid, threads, 0, stream>>>(to, from, elements);
+    } else {
+      activation_kernel<Activation, T><<<grid, threads, 0, stream>>>(to, from, elements);
+    }
+  }
+}
+
+template <class Activation>
+kvs_status activate(kvs_device* device, uint64_t y, uint64_t x, uint32_t row_count, uint32_t size, const char* name) {
+  return with_device(device, [&](kvs_device& d) {
+    check_rows(d, row_count);
+    require(size > 0, "%s: size must be positive", name);
+    char* to = d.device_memory(y, d.compute_bytes(row_count, size), "y");
+    const char* from =
+        d.device_memory(x, d.compute_bytes(row_count, static_cast<uint64_t>(Activation::inputs) * size), "x");
+    with_type(d.config.compute_dtype, [&](auto type) {
+      using T = decltype(type);
+      launch<Activation>(reinterpret_cast<T*>(to), reinterpret_cast<const T*>(from), row_count, size, d.compute);
+    });
+    check_launch(name);
+  });
+}
+
+}  // namespace
+}  // namespace kvs
+
+extern "C" {
+
+kvs_status kvs_silu_mul(kvs_device* device, uint64_t y, uint64_t x, uint32_t row_count, uint32_t size) {
+  return kvs::activate<kvs::SiluMul>(device, y, x, row_count, size, "kvs_silu_mul");
+}
+
+kvs_status kvs_gelu(kvs_device* device, uint64_t y, uint64_t x, uint32_t row_count, uint32_t size) {
+  return kvs::activate<kvs::Gelu>(device, y, x, row_count, size, "kvs_gelu");
+}
+
+}  // extern "C"

@@ -1,0 +1,105 @@
+// Start-up work (weights) and the quantisation of activations.
+
+#include "convert.h"
+
+#include <algorithm>
+
+#include "../common/random.h"
+#include "block-reduce.cuh"
+#include "cuda-error.h"
+#include "dtype.h"
+
+namespace kvs {
+
+namespace {
+
+constexpr uint32_t threads = 256;
+constexpr uint32_t blocks_max = 65535;
+
+template <class Y, class X>
+__global__ void convert_kernel(Y* y, const X* x, uint64_t count) {
+  const uint64_t stride = static_cast<uint64_t>(gridDim.x) * blockDim.x;
+  for (uint64_t i = static_cast<uint64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += stride) {
+    y[i] = from_float<Y>(to_float(x[i]));
+  }
+}
+
+/** One block a row; value(col) is evaluated twice. */
+template <class Value>
+__device__ void quantise_row(__nv_fp8_e4m3* y, float* scale_out, uint32_t cols, const Value& value) {
+  float largest = 0.0f;
+  for (uint32_t col = threadIdx.x; col < cols; col += blockDim.x) largest = fmaxf(largest, fabsf(value(col)));
+  largest = block_reduce<Max>(largest);
+  const float scale = largest > 0.0f ? largest / f8_max : 1.0f;
+  if (threadIdx.x == 0) *scale_out = scale;
+  for (uint32_t col = threadIdx.x; col < cols; col += blockDim.x) y[col] = from_float<__nv_fp8_e4m3>(value(col) / scale);
+}
+
+template <class X>
+__global__ void quantise_rows_kernel(__nv_fp8_e4m3* y, float* scales, const X* x, uint32_t rows, uint32_t cols) {
+  for (uint64_t row = blockIdx.x; row < rows; row += gridDim.x) {
+    const X* from = x + row * cols;
+    quantise_row(y + row * cols, scales + row, cols, [&](uint32_t col) { return to_float(from[col]); });
+  }
+}
+
+template <class Y>
+__global__ void fill_random_kernel(Y* y, uint64_t count, uint64_t seed, float scale) {
+  const uint64_t stride = static_cast<uint64_t>(gridDim.x) * blockDim.x;
+  for (uint64_t i = static_cast<uint64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += stride) {
+    y[i] = from_float<Y>(random_weight(seed, i, scale));
+  }
+}
+
+__global__ void fill_random_f8_kernel(__nv_fp8_e4m3* y, float* scales, uint32_t rows, uint32_t cols, uint64_t seed,
+                                      float scale) {
+  for (uint64_t row = blockIdx.x; row < rows; row += gridDim.x) {
+    const uint64_t begin = row * cols;
+    quantise_row(y + begin, scales + row, cols, [&](uint32_t col) { return random_weight(seed, begin + col, scale); });
+  }
+}
+
+uint32_t blocks_for(uint64_t count) {
+  return static_cast<uint32_t>(std::min<uint64_t>((count + threads - 1) / threads, blocks_max));
+}
+
+}  // namespace
+
+void convert(void* y, kvs_dtype y_dtype, const void* x, kvs_dtype x_dtype, uint64_t count, cudaStream_t stream) {
+  with_type(y_dtype, [&](auto y_type) {
+    with_type(x_dtype, [&](auto x_type) {
+      using Y = decltype(y_type);
+      using X = decltype(x_type);
+      convert_kernel<<<blocks_for(count), threads, 0, stream>>>(static_cast<Y*>(y), static_cast<const X*>(x), count);
+    });
+  });
+  check_launch("convert");
+}
+
+void quantise_rows(void* y, float* scales, const void* x, kvs_dtype x_dtype, uint32_t rows, uint32_t cols,
+                   cudaStream_t stream) {
+  with_type(x_dtype, [&](auto type) {
+    using X = decltype(type);
+    quantise_rows_kernel<<<std::min(rows, blocks_max), threads, 0, stream>>>(
+        static_cast<__nv_fp8_e4m3*>(y), scales, static_cast<const X*>(x), rows, cols);
+  });
+  check_launch("quantise_rows");
+}
+
+void fill_random(void* y, float* scales, kvs_dtype dtype, uint32_t rows, uint32_t cols, uint64_t seed, float deviation,
+                 cudaStream_t stream) {
+  const float scale = random_weight_scale(deviation);
+  const uint64_t count = static_cast<uint64_t>(rows) * cols;
+  if (dtype == KVS_F8E4M3) {
+    fill_random_f8_kernel<<<std::min(rows, blocks_max), threads, 0, stream>>>(static_cast<__nv_fp8_e4m3*>(y), scales,
+                                                                              rows, cols, seed, scale);
+  } else {
+    with_type(dtype, [&](auto type) {
+      using Y = decltype(type);
+      fill_random_kernel<<<blocks_for(count), threads, 0, stream>>>(static_cast<Y*>(y), count, seed, scale);
+    });
+  }
+  check_launch("fill_random");
+}
+
+}  // namespace kvs

@@ -1,0 +1,79 @@
+// kvs_embed and kvs_gather_logit_rows: rows copied by index.
+
+#include "device.h"
+#include "dtype.h"
+
+namespace kvs {
+
+namespace {
+
+constexpr uint32_t threads = 256;
+
+/** One block a row. Padding computes garbage, of a token that exists. */
+template <class Y, class W>
+__global__ void embed_kernel(Y* y, const W* weight, const float* scales, DeviceStep step, const int32_t* tokens,
+                             uint32_t token_stride, uint32_t cols) {
+  const uint32_t row = blockIdx.x;
+  const int32_t sequence = step.row_sequence[row];
+  uint64_t token = 0;
+  if (sequence >= 0) {
+    const uint64_t slot = static_cast<uint64_t>(step.sequences[sequence].slot);
+    token = static_cast<uint64_t>(tokens[slot * token_stride + step.row_position[row]]);
+  }
+  const W* from = weight + token * cols;
+  Y* to = y + static_cast<uint64_t>(row) * cols;
+  const float scale = scales == nullptr ? 1.0f : scales[token];
+  for (uint32_t col = threadIdx.x; col < cols; col += threads) to[col] = from_float<Y>(scale * to_float(from[col]));
+}
+
+template <class T>
+__global__ void gather_kernel(T* y, const T* x, const int32_t* logit_row, uint32_t size) {
+  const T* from = x + static_cast<uint64_t>(logit_row[blockIdx.x]) * size;
+  T* to = y + static_cast<uint64_t>(blockIdx.x) * size;
+  for (uint32_t i = threadIdx.x; i < size; i += threads) to[i] = from[i];
+}
+
+}  // namespace
+}  // namespace kvs
+
+using kvs::require;
+using kvs::with_device;
+
+extern "C" {
+
+kvs_status kvs_embed(kvs_device* device, uint64_t y, kvs_weight* weight, uint32_t row_count) {
+  return with_device(device, [&](kvs_device& d) {
+    kvs::check_step_rows(d, row_count);
+    const kvs_weight& w = d.known(weight);
+    require(w.rows == d.config.vocab_size && w.cols == d.config.hidden_size,
+            "embed: the weight is (%u, %u), not (vocab_size, hidden_size)", w.rows, w.cols);
+    char* to = d.device_memory(y, d.compute_bytes(row_count, w.cols), "y");
+    kvs::with_type(d.config.compute_dtype, [&](auto y_type) {
+      kvs::with_stored_type(w.dtype, [&](auto w_type) {
+        using Y = decltype(y_type);
+        using W = decltype(w_type);
+        kvs::embed_kernel<<<row_count, kvs::threads, 0, d.compute>>>(
+            reinterpret_cast<Y*>(to), w.memory.as<const W>(), w.scales.as<const float>(), d.step.arrays(),
+            d.tokens.as<const int32_t>(), d.token_stride(), w.cols);
+      });
+    });
+    kvs::check_launch("kvs_embed");
+  });
+}
+
+kvs_status kvs_gather_logit_rows(kvs_device* device, uint64_t y, uint64_t x, uint32_t logit_count, uint32_t size) {
+  return with_device(device, [&](kvs_device& d) {
+    require(size > 0 && logit_count > 0 && logit_count == d.facts.logit_count,
+            "gather: %u logit rows, but the step that has begun has %u", logit_count, d.facts.logit_count);
+    char* to = d.device_memory(y, d.compute_bytes(logit_count, size), "y");
+    const char* from = d.device_memory(x, d.compute_bytes(d.facts.row_count, size), "x");
+    kvs::with_type(d.config.compute_dtype, [&](auto type) {
+      using T = decltype(type);
+      kvs::gather_kernel<<<logit_count, kvs::threads, 0, d.compute>>>(
+          reinterpret_cast<T*>(to), reinterpret_cast<const T*>(from), d.step.arrays().logit_row, size);
+    });
+    kvs::check_launch("kvs_gather_logit_rows");
+  });
+}
+
+}  // extern "C"

@@ -1,0 +1,50 @@
+// Matrix products of the device: which kernel serves which, and the memory that they share.
+
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "device-memory.h"
+#include "gpu.h"
+#include "library-matmul.h"
+#include "weight.h"
+
+namespace kvs {
+
+struct MatmulArgs {
+  void* y;        // (row_count, weight rows), compute type or F32
+  const void* x;  // (row_count, weight cols), compute type
+  const kvs_weight* weight;
+  const float* bias;  // (weight rows) or null
+  uint32_t row_count;
+  bool is_accumulating;
+  bool is_f32_out;
+};
+
+class Matmuls {
+ public:
+  Matmuls(const kvs_device_config& config, const Gpu& gpu);
+
+  /** Makes room for products with this matrix. Throws Failure(KVS_UNSUPPORTED) when there is no product for its type. */
+  void prepare(const kvs_weight& weight);
+  /** Whether a product of this kind may be timed first, see LibraryMatmul::is_known. */
+  bool is_known(const MatmulArgs& args) const;
+  void enqueue(const MatmulArgs& args, cudaStream_t stream);
+  void settle() { library_.settle(); }
+
+ private:
+  ProductShape shape_of(const MatmulArgs& args) const;
+  bool enqueue_skinny(const MatmulArgs& args, cudaStream_t stream) const;
+
+  const kvs_device_config config_;
+  const Gpu gpu_;
+  LibraryMatmul library_;
+  DeviceMemory skinny_workspace_;
+  DeviceMemory bias_;        // a bias in the type of y
+  DeviceMemory x_;           // F8E4M3 x
+  DeviceMemory x_scales_;    // (max_rows)
+  std::vector<DeviceMemory> outgrown_;  // captured graphs may still use them
+};
+
+}  // namespace kvs
