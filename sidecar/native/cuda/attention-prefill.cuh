@@ -1,0 +1,203 @@
+// Prefill attention, what its kernels share: the plan of tiles, made on the device from the step's lengths, and the
+// tile's rows. A tile is up to 128 rows, packed as (token, query head of the group), so that a group shares each read
+// of K and V also when there are few tokens; when tiles are few, each is split over its keys.
+
+#pragma once
+
+#include "attention-kernels.h"
+#include "warp-tensor.cuh"
+
+namespace kvs {
+
+constexpr int key_block = 128;  // keys and values are gathered, and divided among tiles, in blocks of so many
+constexpr int prefill_tiles_max = 8192;
+constexpr int prefill_slots_per_sm = 3;
+
+/** Rows of one sequence against the key blocks [block_begin, block_end) of its view, one of `splits` parts. */
+struct PrefillTile {
+  int row_begin;  // of the step
+  int tokens;
+  int first_position;  // of the first row
+  int key_shift;       // row of the gathered keys = position + key_shift
+  int block_begin;
+  int block_end;
+  int split;
+  int splits;  // the parts of a tile are neighbours
+};
+
+struct PrefillPlan {
+  int tile_count;
+  int next_item;  // items are (tile, unit); thread blocks take them in this order
+  int reserved[2];
+  PrefillTile tiles[prefill_tiles_max];
+};
+
+struct PrefillParams {
+  void* y;
+  const void* q;
+  const char* kv;
+  uint64_t block_stride_bytes;
+  uint32_t head_stride_bytes;
+  uint32_t value_bytes;
+  const float* cosine;
+  const float* sine;
+  const float* slopes;
+  float scale_log2;
+  int window;
+  int heads;
+  int group;         // query heads of a kv head
+  int packed_heads;  // query heads of a tile: a divisor of group
+  int head_dim;
+  int rotary_half;
+  int block_tokens;
+  int row_count;
+  int sequence_begin;  // this pass serves sequences [begin, end) and kv heads [begin, end)
+  int sequence_end;
+  int kv_head_begin;
+  int kv_head_end;
+  int tile_tokens;
+  int sm_count;
+  int section_units;  // units whose keys and values stay in the L2 cache while all tiles pass over them
+  DeviceStep step;
+  PrefillPlan* plan;
+  int* counters;
+  float2* states;   // (tile, unit, row): max, sum
+  float* partials;  // (tile, unit, row, padded head_dim)
+  void* keys;       // (kv head, key_capacity, padded head_dim)
+  void* values;
+  int key_capacity;
+
+  __host__ __device__ int units() const { return (kv_head_end - kv_head_begin) * (group / packed_heads); }
+};
+
+/** A tile and the query heads [head_begin, head_begin + packed_heads) of one kv head. */
+struct PrefillItem {
+  PrefillTile tile;
+  int tile_index;
+  int unit;
+  int kv_head;     // of the pass
+  int head_begin;  // of all query heads
+};
+
+/** Items run through sections of units, in a section through tiles, longest first, in a tile through units. */
+__device__ __forceinline__ PrefillItem prefill_item(const PrefillParams& p, int item, int tile_count) {
+  PrefillItem result;
+  const int section = item / (tile_count * p.section_units);
+  const int first_unit = section * p.section_units;
+  const int units = min(p.section_units, p.units() - first_unit);
+  const int local = item - tile_count * first_unit;
+  result.tile_index = local / units;
+  result.unit = first_unit + local - result.tile_index * units;
+  result.tile = p.plan->tiles[result.tile_index];
+  const int parts = p.group / p.packed_heads;
+  result.kv_head = result.unit / parts;
+  result.head_begin = (p.kv_head_begin + result.kv_head) * p.group + result.unit % parts * p.packed_heads;
+  return result;
+}
+
+/** Element offset of a tile's row in q and y. */
+__device__ __forceinline__ uint64_t row_offset(const PrefillParams& p, const PrefillItem& item, int token, int head) {
+  return (static_cast<uint64_t>(item.tile.row_begin + token) * p.heads + item.head_begin + head) * p.head_dim;
+}
+
+/** 8 values turned by the angles of 8 pairs: own * cos -+ partner * sin. */
+template <typename T>
+__device__ __forceinline__ uint4 turn_chunk(uint4 own, uint4 partner, const float* cosine, const float* sine,
+                                            bool is_low) {
+  const float4 c[2] = {__ldg(reinterpret_cast<const float4*>(cosine)),
+                       __ldg(reinterpret_cast<const float4*>(cosine) + 1)};
+  const float4 s[2] = {__ldg(reinterpret_cast<const float4*>(sine)), __ldg(reinterpret_cast<const float4*>(sine) + 1)};
+  const float sign = is_low ? -1.0f : 1.0f;
+  const auto pair = [&](uint32_t a, uint32_t b, float cx, float cy, float sx, float sy) {
+    const float2 x = unpack_pair<T>(a);
+    const float2 y = unpack_pair<T>(b);
+    return pack_pair<T>(x.x * cx + sign * (y.x * sx), x.y * cy + sign * (y.y * sy));
+  };
+  return {
+      pair(own.x, partner.x, c[0].x, c[0].y, s[0].x, s[0].y), pair(own.y, partner.y, c[0].z, c[0].w, s[0].z, s[0].w),
+      pair(own.z, partner.z, c[1].x, c[1].y, s[1].x, s[1].y), pair(own.w, partner.w, c[1].z, c[1].w, s[1].z, s[1].w)};
+}
+
+/** Which chunk of 8 turns with `chunk`, and by the angles of which pairs; rotary_half is a multiple of 8. */
+struct ChunkTurn {
+  bool is_turned;
+  bool is_low;
+  int partner;
+  int pair;
+
+  __device__ ChunkTurn(int chunk, int rotary_half) {
+    is_low = chunk * 8 < rotary_half;
+    is_turned = chunk * 8 < 2 * rotary_half;
+    partner = is_low ? chunk + rotary_half / 8 : chunk - rotary_half / 8;
+    pair = is_low ? chunk * 8 : chunk * 8 - rotary_half;
+  }
+};
+
+/** 8 values of a tile's row of q, turned by its position; zeros outside the tile. */
+template <typename T>
+__device__ __forceinline__ uint4 turned_query_chunk(const PrefillParams& p, const PrefillItem& item, int row,
+                                                    int chunk) {
+  const int token = row / p.packed_heads;
+  if (token >= item.tile.tokens || chunk * 8 >= p.head_dim) return {0, 0, 0, 0};
+  const uint4* from = reinterpret_cast<const uint4*>(static_cast<const T*>(p.q) +
+                                                     row_offset(p, item, token, row - token * p.packed_heads));
+  const uint4 own = from[chunk];
+  const ChunkTurn turn(chunk, p.rotary_half);
+  if (!turn.is_turned) return own;
+  const int64_t at = static_cast<int64_t>(item.tile.first_position + token) * p.rotary_half + turn.pair;
+  return turn_chunk<T>(own, from[turn.partner], p.cosine + at, p.sine + at, turn.is_low);
+}
+
+/** The parts of a split tile become its rows. `threads` threads that meet in `barrier` own rows [row_begin, row_end),
+ * have written their part, and count themselves at `counter`; the last to come adds up all parts in order. */
+template <typename T, int D, int threads, typename Barrier>
+__device__ void finish_split_tile(const PrefillParams& p, const PrefillItem& item, int row_begin, int row_end,
+                                  int rows_of_tile, int* counter, int* is_last, Barrier barrier) {
+  const int thread = threadIdx.x % threads;
+  __threadfence();
+  barrier();
+  if (thread == 0) *is_last = atomicAdd(counter, 1) == item.tile.splits - 1;
+  barrier();
+  if (!*is_last) return;
+  __threadfence();
+  const int64_t first_slot = static_cast<int64_t>(item.tile_index - item.tile.split) * p.units() + item.unit;
+  for (int i = thread; i < (row_end - row_begin) * (D / 4); i += threads) {
+    const int row = row_begin + i / (D / 4);
+    const int dim = i % (D / 4) * 4;
+    const int token = row / p.packed_heads;
+    if (token >= item.tile.tokens || dim >= p.head_dim) continue;
+    float most = -INFINITY;
+    for (int s = 0; s < item.tile.splits; ++s) {
+      most = fmaxf(most, __ldcg(p.states + (first_slot + s * p.units()) * rows_of_tile + row).x);
+    }
+    float sum = 0.0f;
+    float4 total = {0, 0, 0, 0};
+    for (int s = 0; s < item.tile.splits; ++s) {
+      const int64_t at = (first_slot + s * p.units()) * rows_of_tile + row;
+      const float2 state = __ldcg(p.states + at);
+      const float4 part = __ldcg(reinterpret_cast<const float4*>(p.partials + at * D + dim));
+      const float factor = state.x == -INFINITY ? 0.0f : exp2_fast(state.x - most);
+      sum += state.y * factor;
+      total.x += part.x * factor;
+      total.y += part.y * factor;
+      total.z += part.z * factor;
+      total.w += part.w * factor;
+    }
+    const float inverse = 1.0f / sum;
+    T* to = static_cast<T*>(p.y) + row_offset(p, item, token, row - token * p.packed_heads) + dim;
+    *reinterpret_cast<uint2*>(to) = {pack_pair<T>(total.x * inverse, total.y * inverse),
+                                     pack_pair<T>(total.z * inverse, total.w * inverse)};
+  }
+}
+
+/** Makes the plan, gathers keys (turned to their positions) and values of the pass, clears rows of padding. */
+cudaError_t gather_keys_and_values(const PrefillParams& p, kvs_dtype dtype, int padded_dim, cudaStream_t stream);
+
+/** Tiles of 128 rows (64 at head_dim 256) on mma.sync: sm_80 and later. */
+cudaError_t prefill_tiles(const PrefillParams& p, kvs_dtype dtype, int padded_dim, const AttentionArgs& args);
+
+/** The same on wgmma and the tensor copy engine: sm_90a, head_dim up to 128. */
+bool has_hopper_prefill(int compute_capability, int padded_dim);
+cudaError_t prefill_tiles_hopper(const PrefillParams& p, kvs_dtype dtype, int padded_dim, const AttentionArgs& args);
+
+}  // namespace kvs

@@ -1,0 +1,104 @@
+// Skinny products, the parts that depend on the types: weights as tensor-core operands straight from memory, results to
+// y.
+
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include "warp-tensor.cuh"
+
+namespace kvs {
+
+/** 16 bytes that are read once: past the L1 cache, with the rest of their 256 bytes on the way. */
+__device__ __forceinline__ uint4 load_streaming(const void* from) {
+  uint4 value;
+  asm volatile("ld.global.nc.L1::no_allocate.L2::256B.v4.u32 {%0,%1,%2,%3}, [%4];"
+               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+               : "l"(from));
+  return value;
+}
+
+/** 16 bytes of a weight row as pairs of T; the order of K does not matter as long as x has the same. */
+template <typename T, bool is_fp8>
+struct WeightChunk;
+
+template <typename T>
+struct WeightChunk<T, false> {
+  static constexpr int values = 8;
+  static __device__ __forceinline__ void unpack(const uint4& chunk, uint32_t (&pairs)[4]) {
+    pairs[0] = chunk.x;
+    pairs[1] = chunk.y;
+    pairs[2] = chunk.z;
+    pairs[3] = chunk.w;
+  }
+};
+
+/** Two E4M3 values, in the upper bytes of each half, as T: exponent and mantissa move to where T has them, then a
+ * product by a power of two corrects the bias. Exact, subnormals too. */
+template <typename T>
+__device__ __forceinline__ uint32_t e4m3_pair(uint32_t upper);
+template <>
+__device__ __forceinline__ uint32_t e4m3_pair<__nv_bfloat16>(uint32_t upper) {
+  const uint32_t bits = (upper & 0x80008000u) | (upper & 0x7f007f00u) >> 4;
+  uint32_t pair;
+  asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(pair) : "r"(bits), "r"(0x7b807b80u));  // 2^120
+  return pair;
+}
+template <>
+__device__ __forceinline__ uint32_t e4m3_pair<__half>(uint32_t upper) {
+  const uint32_t bits = (upper & 0x80008000u) | (upper & 0x7f007f00u) >> 1;
+  uint32_t pair;
+  asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(pair) : "r"(bits), "r"(0x5c005c00u));  // 2^8
+  return pair;
+}
+
+template <typename T>
+struct WeightChunk<T, true> {
+  static constexpr int values = 16;
+  static __device__ __forceinline__ void unpack(const uint4& chunk, uint32_t (&pairs)[8]) {
+    const uint32_t words[4] = {chunk.x, chunk.y, chunk.z, chunk.w};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      pairs[2 * i] = e4m3_pair<T>(__byte_perm(words[i], 0, 0x1404));
+      pairs[2 * i + 1] = e4m3_pair<T>(__byte_perm(words[i], 0, 0x3424));
+    }
+  }
+};
+
+struct SkinnyParams {
+  void* y;
+  const void* x;
+  const void* weight;
+  const float* scales;
+  const float* bias;
+  int rows;
+  int outputs;
+  int inputs;
+  int tiles;         // of 16 outputs
+  int slices;        // of K; blocks of the same slice are neighbours
+  int slice_blocks;  // thread blocks of a slice
+  int k_units;       // of K, of unit_values each
+  bool is_accumulating;
+  bool is_f32_out;
+  float* partials;  // (slice, tile, row, 16 outputs)
+  int* counters;    // of each tile
+};
+
+/** y of one output, after all of K. */
+template <typename T>
+__device__ __forceinline__ void store_result(const SkinnyParams& p, int row, int output, float value) {
+  if (row >= p.rows || output >= p.outputs) return;
+  if (p.scales != nullptr) value *= p.scales[output];
+  if (p.bias != nullptr) value += p.bias[output];
+  const uint64_t at = static_cast<uint64_t>(row) * p.outputs + output;
+  if (p.is_f32_out) {
+    float* y = static_cast<float*>(p.y) + at;
+    *y = p.is_accumulating ? *y + value : value;
+  } else {
+    T* y = static_cast<T*>(p.y) + at;
+    *y = static_cast<T>(p.is_accumulating ? static_cast<float>(*y) + value : value);
+  }
+}
+
+}  // namespace kvs

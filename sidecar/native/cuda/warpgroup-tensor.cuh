@@ -1,0 +1,154 @@
+// A warpgroup's tensor-core products (wgmma, sm_90a) and the tensor copy engine that feeds them: wrappers over PTX,
+// with the descriptors of 128-byte swizzled tiles (PTX ISA 9.7.15: matrix descriptor, canonical layouts).
+
+#pragma once
+
+#include <cuda.h>
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cstdint>
+
+namespace kvs {
+
+// ---- mbarriers --------------------------------------------------------------------------------------
+
+__device__ __forceinline__ void barrier_init(uint32_t barrier, int arrivals) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
+}
+__device__ __forceinline__ void barrier_arrive(uint32_t barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+/** Arrives and expects so many bytes from the copy engine in this phase. */
+__device__ __forceinline__ void barrier_expect(uint32_t barrier, int bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+}
+/** Until the phase of this parity is over. */
+__device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) {
+  asm volatile(
+      "{\n"
+      ".reg .pred done;\n"
+      "again:\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+      "@done bra over;\n"
+      "bra again;\n"
+      "over:\n"
+      "}" ::"r"(barrier),
+      "r"(parity)
+      : "memory");
+}
+/** A barrier of `threads` threads of the block by number. */
+__device__ __forceinline__ void named_sync(int number, int threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(number), "r"(threads) : "memory");
+}
+__device__ __forceinline__ void named_arrive(int number, int threads) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(number), "r"(threads) : "memory");
+}
+/** Makes this thread's ordinary writes to shared memory visible to the tensor cores and the copy engine. */
+__device__ __forceinline__ void fence_async_proxy() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+// ---- the tensor copy engine ---------------------------------------------------------------------------
+
+__device__ __forceinline__ void copy_tile(uint32_t to, const CUtensorMap& map, int column, int row, uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(
+          to),
+      "l"(&map), "r"(column), "r"(row), "r"(barrier)
+      : "memory");
+}
+__device__ __forceinline__ void prefetch_map(const CUtensorMap& map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
+}
+
+// ---- products ------------------------------------------------------------------------------------------
+
+/** Descriptor of a tile of 128-byte rows, swizzled, its start 1024-byte aligned: groups of 8 rows are 1024 bytes apart;
+ * panel_bytes apart are the next 64 columns of a transposed operand. */
+__device__ __forceinline__ uint64_t tile_descriptor(uint32_t address, uint32_t panel_bytes) {
+  constexpr uint64_t swizzle_128 = 1ull << 62;
+  constexpr uint64_t rows_of_8 = 1024 / 16;
+  return swizzle_128 | rows_of_8 << 32 | static_cast<uint64_t>(panel_bytes / 16) << 16 | (address & 0x3ffff) / 16;
+}
+
+__device__ __forceinline__ void products_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+__device__ __forceinline__ void products_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+template <int pending>
+__device__ __forceinline__ void products_wait() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(pending) : "memory");
+}
+/** Keeps the compiler from moving uses of the accumulators over a wait. */
+template <int count>
+__device__ __forceinline__ void keep_in_place(float (&values)[count]) {
+#pragma unroll
+  for (int i = 0; i < count; ++i) asm volatile("" : "+f"(values[i])::"memory");
+}
+template <int count>
+__device__ __forceinline__ void keep_in_place(uint32_t (&values)[count][4]) {
+#pragma unroll
+  for (int i = 0; i < count; ++i) {
+#pragma unroll
+    for (int j = 0; j < 4; ++j) asm volatile("" : "+r"(values[i][j])::"memory");
+  }
+}
+
+#define KVS_FLOATS_8(c, i)                                                                                    \
+  "+f"(c[i]), "+f"(c[i + 1]), "+f"(c[i + 2]), "+f"(c[i + 3]), "+f"(c[i + 4]), "+f"(c[i + 5]), "+f"(c[i + 6]), \
+      "+f"(c[i + 7])
+#define KVS_FLOATS_32(c, i) KVS_FLOATS_8(c, i), KVS_FLOATS_8(c, i + 8), KVS_FLOATS_8(c, i + 16), KVS_FLOATS_8(c, i + 24)
+#define KVS_REGISTERS_32                                                                                               \
+  "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30," \
+  "%31"
+#define KVS_REGISTERS_64                                                                                               \
+  KVS_REGISTERS_32                                                                                                     \
+  ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%" \
+  "60,%61,"                                                                                                            \
+  "%62,%63"
+
+/** c (64 x 128) = or += a (64 x 16) b^T (128 x 16), both in shared memory, rows of K contiguous. */
+template <typename T>
+__device__ __forceinline__ void multiply_shared(float (&c)[64], uint64_t a, uint64_t b, bool is_adding);
+/** c (64 x N) += a (64 x 16, registers) b (16 x N, shared memory, rows of N contiguous). */
+template <typename T>
+__device__ __forceinline__ void multiply_registers(float (&c)[64], const uint32_t (&a)[4], uint64_t b);
+template <typename T>
+__device__ __forceinline__ void multiply_registers(float (&c)[32], const uint32_t (&a)[4], uint64_t b);
+
+#define KVS_DEFINE_PRODUCTS(T, NAME)                                                                           \
+  template <>                                                                                                  \
+  __device__ __forceinline__ void multiply_shared<T>(float (&c)[64], uint64_t a, uint64_t b, bool is_adding) { \
+    asm volatile(                                                                                              \
+        "{\n.reg .pred add;\nsetp.ne.b32 add, %66, 0;\n"                                                       \
+        "wgmma.mma_async.sync.aligned.m64n128k16.f32." NAME "." NAME " {" KVS_REGISTERS_64                     \
+        "}, %64, %65, add, 1, 1, 0, 0;\n}"                                                                     \
+        : KVS_FLOATS_32(c, 0), KVS_FLOATS_32(c, 32)                                                            \
+        : "l"(a), "l"(b), "r"(static_cast<int>(is_adding)));                                                   \
+  }                                                                                                            \
+  template <>                                                                                                  \
+  __device__ __forceinline__ void multiply_registers<T>(float (&c)[64], const uint32_t (&a)[4], uint64_t b) {  \
+    asm volatile(                                                                                              \
+        "{\n.reg .pred add;\nsetp.eq.b32 add, 0, 0;\n"                                                         \
+        "wgmma.mma_async.sync.aligned.m64n128k16.f32." NAME "." NAME " {" KVS_REGISTERS_64                     \
+        "}, {%64,%65,%66,%67}, %68, add, 1, 1, 1;\n}"                                                          \
+        : KVS_FLOATS_32(c, 0), KVS_FLOATS_32(c, 32)                                                            \
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                                                 \
+  }                                                                                                            \
+  template <>                                                                                                  \
+  __device__ __forceinline__ void multiply_registers<T>(float (&c)[32], const uint32_t (&a)[4], uint64_t b) {  \
+    asm volatile(                                                                                              \
+        "{\n.reg .pred add;\nsetp.eq.b32 add, 0, 0;\n"                                                         \
+        "wgmma.mma_async.sync.aligned.m64n64k16.f32." NAME "." NAME " {" KVS_REGISTERS_32                      \
+        "}, {%32,%33,%34,%35}, %36, add, 1, 1, 1;\n}"                                                          \
+        : KVS_FLOATS_32(c, 0)                                                                                  \
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                                                 \
+  }
+
+KVS_DEFINE_PRODUCTS(__nv_bfloat16, "bf16")
+KVS_DEFINE_PRODUCTS(__half, "f16")
+
+#undef KVS_DEFINE_PRODUCTS
+#undef KVS_REGISTERS_64
+#undef KVS_REGISTERS_32
+#undef KVS_FLOATS_32
+#undef KVS_FLOATS_8
+
+}  // namespace kvs
