@@ -96,6 +96,21 @@ export async function listConversations(
     .limit(limit);
 }
 
+/** Replaces what is noted about the conversation; null when there is no such one. */
+export async function setMetadata(
+  orm: Orm,
+  accountId: string,
+  id: string,
+  metadata: Record<string, string>,
+): Promise<Conversation | null> {
+  const [row] = await orm
+    .update(conversations)
+    .set({ metadata, updatedAt: sql`now()` })
+    .where(isLive(accountId, id))
+    .returning(conversationFields);
+  return row ?? null;
+}
+
 /** The messages from the first one to `leafId`, in order; empty when the leaf is not there. */
 export async function loadBranch(
   orm: Orm,

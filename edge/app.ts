@@ -2,6 +2,7 @@
 
 import { OpenAPIHono } from "@hono/zod-openapi";
 import { requestId } from "hono/request-id";
+import { routePath } from "hono/route";
 import { secureHeaders } from "hono/secure-headers";
 import { requireApiKey } from "./auth.ts";
 import { abortError, postChatCompletion } from "./chat-completions.ts";
@@ -11,8 +12,10 @@ import {
   getConversations,
   postConversation,
   removeConversation,
+  updateConversation,
 } from "./conversations.ts";
 import { ApiError, errorResponse, toApiError } from "./errors.ts";
+import { getMetrics } from "./get-metrics.ts";
 import { refuseWhileDraining, requireHost } from "./guards.ts";
 import { getHealth, getReadiness } from "./health.ts";
 import { getModel, getModels } from "./models.ts";
@@ -21,16 +24,22 @@ import type { PendingDeletes } from "./pending-deletes.ts";
 import type { Services } from "./services.ts";
 
 export function createApp(services: Services, pendingDeletes: PendingDeletes): OpenAPIHono {
-  const { config, drain, log } = services;
+  const { config, drain, log, metrics } = services;
   const app = new OpenAPIHono();
 
   app.use(requestId());
+  app.use(async (c, next) => {
+    await next();
+    metrics.countHttp(c.req.method, routePath(c, -1), c.res.status);
+  });
   app.use(secureHeaders({ strictTransportSecurity: false })); // TLS is the proxy's business
   app.get("/healthz", getHealth);
   app.get("/readyz", (c) => getReadiness(c, services));
 
   app.use(requireHost(config.allowedHosts));
   app.doc31("/openapi.json", OPENAPI_INFO);
+  app.use("/metrics", requireApiKey(config.apiKey));
+  app.get("/metrics", (c) => getMetrics(c, services));
   app.use("/v1/*", refuseWhileDraining(drain));
   app.use("/v1/*", requireApiKey(config.apiKey));
   app.post("/v1/chat/completions", (c) => postChatCompletion(c, services));
@@ -39,6 +48,7 @@ export function createApp(services: Services, pendingDeletes: PendingDeletes): O
   app.post("/v1/conversations", (c) => postConversation(c, services));
   app.get("/v1/conversations", (c) => getConversations(c, services));
   app.get("/v1/conversations/:id", (c) => getConversation(c, services));
+  app.on(["POST", "PATCH"], "/v1/conversations/:id", (c) => updateConversation(c, services));
   app.delete("/v1/conversations/:id", (c) => removeConversation(c, services, pendingDeletes));
   describeRoutes(app);
 

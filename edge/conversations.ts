@@ -1,4 +1,4 @@
-// /v1/conversations: made, read, listed, deleted. Shapes follow OpenAI's conversations where it has
+// /v1/conversations: made, read, listed, changed, deleted. Shapes follow OpenAI's conversations where it has
 // them; the messages of the current branch come along.
 
 import { z } from "@hono/zod-openapi";
@@ -10,6 +10,7 @@ import {
   findConversation,
   listConversations,
   loadBranch,
+  setMetadata,
 } from "../db/queries.ts";
 import { isUuid } from "../db/uuid.ts";
 import { ROLES, storableText, textContent } from "./chat-request.ts";
@@ -39,6 +40,9 @@ export const conversationRequest = z
     metadata: metadata.nullish(),
   })
   .openapi("CreateConversationRequest");
+
+/** OpenAI's update: the metadata as a whole. A title is metadata, too. */
+export const conversationUpdate = z.object({ metadata }).openapi("UpdateConversationRequest");
 
 export async function postConversation(c: Context, services: Services): Promise<Response> {
   const { account, config, database } = services;
@@ -88,6 +92,16 @@ export async function getConversations(c: Context, services: Services): Promise<
     last_id: page.at(-1)?.id ?? null,
     has_more: rows.length > limit,
   });
+}
+
+/** POST as OpenAI has it, or PATCH. */
+export async function updateConversation(c: Context, services: Services): Promise<Response> {
+  const { account, config, database } = services;
+  const id = conversationParam(c);
+  const { metadata } = await readJson(c.req.raw, conversationUpdate, config.bodyLimitBytes);
+  const changed = await orUnavailable(database.run((orm) => setMetadata(orm, account.id, id, metadata)));
+  if (changed === null) throw conversationNotFound(id);
+  return c.json(conversationBody(changed));
 }
 
 export async function removeConversation(

@@ -20,6 +20,8 @@ export type RunStep = IteratorResult<ChoiceDelta[], Outcome>;
 
 export class Generation {
   readonly id = uuidv7();
+  readonly #startedAtMs = performance.now();
+  #firstMs: number | null = null;
   readonly #choiceCount: number;
   readonly #services: Services;
   readonly #chat: ChatRequest;
@@ -49,7 +51,7 @@ export class Generation {
    * signal and calls return(). Throws ApiError, or CompletionAborted after the abort.
    */
   async *run(signal: AbortSignal): Run {
-    const { turns } = this.#services;
+    const { metrics, turns } = this.#services;
     let hasStarted = false;
     let error: unknown = new CompletionAborted("the client left");
     try {
@@ -57,13 +59,17 @@ export class Generation {
       hasStarted = true;
       const outcome = yield* this.#generate(request, signal);
       error = null;
+      const totalMs = performance.now() - this.#startedAtMs;
+      metrics.countAnswer(outcome.done, { model: this.#chat.model, firstMs: this.#firstMs, totalMs });
       return outcome;
     } catch (cause) {
       error = cause;
       throw cause;
     } finally {
       if (error !== null && (hasStarted || this.#claim !== null)) {
-        await turns.end(this.#failedRow(error), this.#claim);
+        const row = this.#failedRow(error);
+        metrics.countFailure(this.#chat.model, row.error ?? "abort");
+        await turns.end(row, this.#claim);
       }
       this.#onEnd();
     }
@@ -85,6 +91,7 @@ export class Generation {
     });
     for await (const event of events) {
       if (event.type === "done") return await this.#finish(event.done, signal);
+      this.#firstMs ??= performance.now() - this.#startedAtMs;
       this.#collect(event.deltas);
       yield event.deltas;
     }

@@ -4,7 +4,7 @@ import type { OpenAPIHono } from "@hono/zod-openapi";
 import { z } from "@hono/zod-openapi";
 import * as schemas from "./api-schemas.ts";
 import { chatRequest } from "./chat-request.ts";
-import { conversationRequest } from "./conversations.ts";
+import { conversationRequest, conversationUpdate } from "./conversations.ts";
 
 const json = (schema: z.ZodType) => ({ "application/json": { schema } });
 const failed = { description: "OpenAI's error object", content: json(schemas.errorResponse) };
@@ -53,6 +53,15 @@ export function describeRoutes(app: OpenAPIHono): void {
     summary: "A conversation with the messages of its current branch",
     responses: { 200: answer("The conversation", schemas.conversationWithMessages), default: failed },
   });
+  for (const method of ["post", "patch"] as const) {
+    registry.registerPath({
+      ...one,
+      method,
+      summary: "Replace the metadata of a conversation",
+      request: { ...one.request, body: { required: true, content: json(conversationUpdate) } },
+      responses: { 200: answer("The conversation", schemas.conversation), default: failed },
+    });
+  }
   registry.registerPath({
     ...one,
     method: "delete",
@@ -71,6 +80,12 @@ export function describeRoutes(app: OpenAPIHono): void {
     summary: "One model",
     request: { params: id },
     responses: { 200: answer("The model", schemas.model), default: failed },
+  });
+  registry.registerPath({
+    method: "get",
+    path: "/metrics",
+    summary: "Counters and histograms, for Prometheus",
+    responses: { 200: { description: "Exposition format 0.0.4", content: { "text/plain": { schema: z.string() } } } },
   });
   registry.registerPath({
     method: "get",

@@ -8,6 +8,7 @@ import { listPendingDeletes, removePendingDelete } from "../db/queries.ts";
 import { LIMITS } from "./config.ts";
 import type { Log } from "./log.ts";
 import type { SidecarClient } from "./sidecar-client.ts";
+import { soon } from "./soon.ts";
 
 /** A hello waits so long for the database; then the sidecar is used, and the sweep sends the rest. */
 const HELLO_WAIT_MS = 2000;
@@ -58,7 +59,7 @@ export class PendingDeletes {
       names.map(async (name) => {
         const client = this.#clients().find((each) => each.isReady && each.name === name);
         if (client === undefined) return { name, blocks: null };
-        return { name, blocks: await soon(this.#forget(client, salt, conversationId)) };
+        return { name, blocks: await soon(this.#forget(client, salt, conversationId), REPLY_WAIT_MS) };
       }),
     );
     const blocks: Record<string, number> = {};
@@ -98,16 +99,5 @@ export class PendingDeletes {
 
   #warn(sidecar: string, error: unknown): void {
     this.#log.warn({ sidecar, reason: (error as Error).message }, "deletes are still pending");
-  }
-}
-
-/** What the promise brings within the time, else null. */
-async function soon<T>(work: Promise<T>): Promise<T | null> {
-  const { promise: isLate, resolve } = Promise.withResolvers<null>();
-  const timer = setTimeout(() => resolve(null), REPLY_WAIT_MS);
-  try {
-    return await Promise.race([work, isLate]);
-  } finally {
-    clearTimeout(timer);
   }
 }

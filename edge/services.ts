@@ -4,6 +4,7 @@ import type { Database } from "../db/client.ts";
 import type { Account } from "../db/queries.ts";
 import type { EdgeConfig } from "./config.ts";
 import type { Log } from "./log.ts";
+import type { Metrics } from "./metrics.ts";
 import type { SidecarPool } from "./sidecar-pool.ts";
 import type { TurnKeeper } from "./turn-keeper.ts";
 
@@ -15,6 +16,7 @@ export type Services = {
   /** Of every request, until there are keys. */
   readonly account: Account;
   readonly log: Log;
+  readonly metrics: Metrics;
   readonly drain: DrainState;
 };
 

@@ -7,6 +7,7 @@ import { uuidv7 } from "../db/uuid.ts";
 import { loadDefaultAccount } from "./auth.ts";
 import type { EdgeConfig } from "./config.ts";
 import { openLog } from "./log.ts";
+import { Metrics } from "./metrics.ts";
 import { PendingDeletes } from "./pending-deletes.ts";
 import { DrainState, type Services } from "./services.ts";
 import { SidecarClient } from "./sidecar-client.ts";
@@ -72,7 +73,8 @@ export async function startServices(config: EdgeConfig): Promise<StartedServices
       }),
     );
   }
-  const services = { config, database, sidecars, turns, account, log, drain: new DrainState() };
+  const metrics = new Metrics();
+  const services = { config, database, sidecars, turns, account, log, metrics, drain: new DrainState() };
   const close = async () => {
     pendingDeletes.close();
     sampler.close();

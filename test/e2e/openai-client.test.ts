@@ -108,6 +108,8 @@ describe.each([...RUNTIMES])("the edge on %s", (runtime) => {
       "one",
       "two",
     ]);
+    const renamed = await client.conversations.update(made.id, { metadata: { title: "numbers" } });
+    expect(renamed.metadata).toEqual({ title: "numbers" });
     const deleted = await client.conversations.delete(made.id);
     expect(deleted.deleted).toBe(true);
     expect(await failureOf(client.conversations.retrieve(made.id))).toBeInstanceOf(NotFoundError);

@@ -159,6 +159,18 @@ describe("a conversation", () => {
     expect((await edge.request("/v1/conversations?after=x")).status).toBe(400);
   });
 
+  test("has its metadata replaced, as OpenAI's clients do it or by PATCH", async () => {
+    const id = await newConversation({ metadata: { topic: "x", title: "old" } });
+    const made = await (await edge.post(`/v1/conversations/${id}`, { metadata: { title: "new" } })).json();
+    expect(violations("ConversationResource", made)).toEqual([]);
+    expect(made).toMatchObject({ id, metadata: { title: "new" } });
+    await edge.post(`/v1/conversations/${id}`, { metadata: { title: "newer" } }, { method: "PATCH" });
+    expect(await read(id)).toMatchObject({ metadata: { title: "newer" } });
+    expect((await edge.post(`/v1/conversations/${id}`, {})).status).toBe(400);
+    const unknown = await edge.post("/v1/conversations/01a20e24-56e0-7348-85b2-ece14305869f", { metadata: {} });
+    expect(await errorOf(unknown)).toMatchObject({ status: 404, code: "conversation_not_found" });
+  });
+
   test("refuses wrong bodies and ids", async () => {
     const metadata = Object.fromEntries(Array.from({ length: 17 }, (_, i) => [`k${i}`, "v"]));
     for (const body of [{ metadata }, { metadata: { a: 1 } }, { items: [{ role: "x" }] }, []]) {

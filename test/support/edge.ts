@@ -9,9 +9,14 @@ import { FAKE_MODEL, FAKE_SECRET } from "./fake-sidecar.ts";
 
 export type TestEdge = Awaited<ReturnType<typeof startEdge>>;
 
-/** `flags` as on the command line. */
-export async function startEdge(databaseUrl: string, sidecars: FakeSidecar[], flags: string[] = []) {
-  const config = testConfig(databaseUrl, sidecars, flags);
+/** `flags` as on the command line, `env` as in the environment. */
+export async function startEdge(
+  databaseUrl: string,
+  sidecars: FakeSidecar[],
+  flags: string[] = [],
+  env: Record<string, string> = {},
+) {
+  const config = testConfig(databaseUrl, sidecars, flags, env);
   const { services, pendingDeletes, close } = await startServices(config);
   const app = createApp(services, pendingDeletes);
   const request = async (path: string, init: RequestInit = {}): Promise<Response> => {
@@ -34,11 +39,11 @@ export function testConfig(
   databaseUrl: string,
   sidecars: FakeSidecar[],
   flags: string[] = [],
+  env: Record<string, string> = {},
 ): EdgeConfig {
   const urls = sidecars.map((sidecar) => sidecar.url).join(",");
-  const env = { KVASIR_SIDECAR_SECRET: FAKE_SECRET, DATABASE_URL: databaseUrl };
   const argv = ["--sidecar", urls, "--log-level", "silent", ...flags];
-  return readEdgeConfig(argv, env)!;
+  return readEdgeConfig(argv, { KVASIR_SIDECAR_SECRET: FAKE_SECRET, DATABASE_URL: databaseUrl, ...env })!;
 }
 
 /** The body of a chat with one user message. */
