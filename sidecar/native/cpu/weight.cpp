@@ -32,7 +32,9 @@ void pack_panel(const kvs_weight& weight, uint32_t begin, uint32_t end, const El
   Stored* panel = reinterpret_cast<Stored*>(weight.memory.data()) + static_cast<uint64_t>(panel_begin) * weight.cols;
   for (uint32_t col = 0; col < weight.cols; ++col) {
     Stored* at = panel + static_cast<uint64_t>(col) * kvs::panel_rows;
-    for (uint32_t row = begin; row < end; ++row) at[row - panel_begin] = element(row, col);
+    for (uint32_t row = begin; row < end; ++row) {
+      at[kvs::place_in_panel(row - panel_begin, weight.dtype)] = element(row, col);
+    }
   }
 }
 

@@ -30,6 +30,8 @@ struct AttentionState {
   float* sums;     // (queries)
 };
 
+constexpr Ahead<0> nothing_ahead[1] = {};
+
 /** A query's keys of the tile: [begin, end). */
 struct KeyRange {
   uint32_t begin;
@@ -95,14 +97,12 @@ template <uint32_t Rows>
 inline void score_queries(const AttentionState& state, uint32_t head_dim, uint32_t end) {
   for (uint32_t t = 0; t < end; t += tile_outputs) {
     Vec acc[Rows][1][tile_vecs];
-    for (auto& row : acc) {
-      for (Vec& vec : row[0]) vec = Vec::zero();
-    }
+    for_accumulators<Rows, 1, tile_vecs>([&](uint32_t r, uint32_t p, uint32_t v) { acc[r][p][v] = Vec::zero(); });
     const float* const w[1] = {state.keys + t};
-    accumulate<F32, Rows, 1, tile_vecs>(acc, state.queries, state.dim_stride, w, state.key_stride, head_dim);
-    for (uint32_t r = 0; r < Rows; ++r) {
-      for (uint32_t v = 0; v < tile_vecs; ++v) acc[r][0][v].store(state.scores + r * state.key_stride + t + v * W);
-    }
+    accumulate<F32Panel>(acc, state.queries, state.dim_stride, w, state.key_stride, head_dim, nothing_ahead);
+    for_accumulators<Rows, 1, tile_vecs>([&](uint32_t r, uint32_t p, uint32_t v) {
+      acc[r][p][v].store(state.scores + r * state.key_stride + t + v * W);
+    });
   }
 }
 
@@ -141,17 +141,15 @@ inline void add_values(const AttentionState& state, uint32_t query, const float*
   float* outputs = state.outputs + query * state.dim_stride;
   for (uint32_t d = 0; d < state.dim_stride; d += tile_outputs) {
     Vec acc[Rows][1][tile_vecs];
-    for (uint32_t r = 0; r < Rows; ++r) {
-      for (uint32_t v = 0; v < tile_vecs; ++v) {
-        acc[r][0][v] = Vec::load(outputs + r * state.dim_stride + d + v * W) * Vec::set(shrink[r]);
-      }
-    }
+    for_accumulators<Rows, 1, tile_vecs>([&](uint32_t r, uint32_t p, uint32_t v) {
+      acc[r][p][v] = Vec::load(outputs + r * state.dim_stride + d + v * W) * Vec::set(shrink[r]);
+    });
     const float* const w[1] = {state.values + range.begin * state.dim_stride + d};
-    accumulate<F32, Rows, 1, tile_vecs>(acc, scores + range.begin, state.key_stride, w, state.dim_stride,
-                                        range.end - range.begin);
-    for (uint32_t r = 0; r < Rows; ++r) {
-      for (uint32_t v = 0; v < tile_vecs; ++v) acc[r][0][v].store(outputs + r * state.dim_stride + d + v * W);
-    }
+    accumulate<F32Panel>(acc, scores + range.begin, state.key_stride, w, state.dim_stride, range.end - range.begin,
+                         nothing_ahead);
+    for_accumulators<Rows, 1, tile_vecs>([&](uint32_t r, uint32_t p, uint32_t v) {
+      acc[r][p][v].store(outputs + r * state.dim_stride + d + v * W);
+    });
   }
 }
 

@@ -1,44 +1,91 @@
 // y = x weight^T: lanes over outputs, one chain of multiply-adds over the inputs for every output, in order, whatever
-// the number of rows. Few rows stream the weights through registers; many rows are cut into tiles that stay in the
-// caches, with weights widened to f32 once for all rows of a block. Both continue the same chains: the bits agree.
+// the number of rows. Weights are widened in registers: with six rows and more that costs less than a tenth. A few
+// rows stream whole panels; more rows are cut into blocks that stay in the caches, and continue the same chains.
 
 constexpr uint32_t accumulators_max = W == 16 ? 24 : 12;  // of 32 or 16 registers
 constexpr uint32_t panel_vecs = panel_rows / W;
 constexpr uint32_t tile_vecs = 2;
 constexpr uint32_t tile_rows = accumulators_max / tile_vecs;
 constexpr uint32_t tile_outputs = tile_vecs * W;
-// A tile of weights, (depth, tile_outputs) f32, and tile_rows rows of x lie in L1 together.
-constexpr uint32_t depth_max = W == 16 ? 192 : 256;
-constexpr uint32_t x_tile_stride = depth_max + 16;  // rows a multiple of 4096 bytes apart would share cache sets
-constexpr uint32_t block_rows_max = 240;            // of x: (block_rows_max, depth_max) f32 lie in L2
+// A stretch of a panel and tile_rows rows of x lie in L1 together, a block of rows in L2.
+constexpr uint32_t depth_max = 256;
+constexpr uint32_t x_stride = depth_max + 16;  // rows a multiple of 4096 bytes apart would share cache sets
+constexpr uint32_t block_rows_max = 240;
 constexpr uint32_t group_panels_max = 8;
-constexpr uint32_t direct_rows_max = 3 * tile_rows;  // up to here widening in registers is cheaper than a tile
-
 constexpr uint32_t partial_stride = group_panels_max * panel_rows;
+// Whole panels for up to so many rows: their accumulators, two weights and one x must fit the registers.
+constexpr uint32_t stream_rows_max = W == 16 ? tile_rows : 2;
+constexpr uint32_t prefetch_depth = 32;
 
-constexpr uint64_t matmul_scratch_bytes =
-    4ull * (block_rows_max * (x_tile_stride + partial_stride) + depth_max * tile_outputs) + 256;
+constexpr uint64_t matmul_scratch_bytes = 4ull * block_rows_max * (x_stride + partial_stride) + 128;
+
+/** How the weights of a panel come two vectors at a time, and which outputs they are: see weight-layout.h. */
+struct PlainPanel {
+  static uint32_t output_of(uint32_t vec) { return vec * W; }
+};
+struct F32Panel : PlainPanel, F32 {
+  static void load_two(const float* p, Vec& a, Vec& b) {
+    a = Vec::load(p);
+    b = Vec::load(p + W);
+  }
+};
+struct F16Panel : PlainPanel, F16 {
+  static void load_two(const uint16_t* p, Vec& a, Vec& b) {
+    a = Vec::load_f16(p);
+    b = Vec::load_f16(p + W);
+  }
+};
+struct BF16Panel : BF16 {
+  static void load_two(const uint16_t* p, Vec& a, Vec& b) { Vec::load_bf16_pairs(p, a, b); }
+  static uint32_t output_of(uint32_t vec) { return vec / 2 * W + vec % 2 * (panel_rows / 2); }
+};
+
+/** Memory to fetch ahead: each k of a product asks for `Lines` cache lines, `step` bytes further. */
+template <uint32_t Lines>
+struct Ahead {
+  const char* at;
+  uint64_t step;
+  __attribute__((always_inline)) void fetch(uint32_t k) const {
+#pragma GCC unroll 4
+    for (uint32_t line = 0; line < Lines; ++line) __builtin_prefetch(at + k * step + line * 64, 0, 2);
+  }
+};
 
 /** acc[r][p][v] += x[r][k] * w[p][k][v] for k in order; w[p] has `w_stride` elements a k. */
-template <class Type, uint32_t Rows, uint32_t Parts, uint32_t Vecs>
+template <class Panel, uint32_t Rows, uint32_t Parts, uint32_t Vecs, uint32_t Lines>
 inline __attribute__((always_inline)) void accumulate(Vec (&acc)[Rows][Parts][Vecs], const float* x, uint64_t x_stride,
-                                                      const typename Type::Stored* const (&w)[Parts],
-                                                      uint64_t w_stride, uint32_t depth) {
+                                                      const typename Panel::Stored* const (&w)[Parts],
+                                                      uint64_t w_stride, uint32_t depth,
+                                                      const Ahead<Lines> (&ahead)[Parts]) {
+  static_assert(Vecs % 2 == 0);
   for (uint32_t k = 0; k < depth; ++k) {
-    Vec weights[Parts][Vecs];
+#pragma GCC unroll 32
+    for (uint32_t p = 0; p < Parts; ++p) {
+      ahead[p].fetch(k);
+#pragma GCC unroll 32
+      for (uint32_t v = 0; v < Vecs; v += 2) {
+        Vec a, b;
+        Panel::load_two(w[p] + k * w_stride + v * W, a, b);
+#pragma GCC unroll 32
+        for (uint32_t r = 0; r < Rows; ++r) {
+          const Vec value = Vec::set(x[r * x_stride + k]);
+          acc[r][p][v] = Vec::fma(value, a, acc[r][p][v]);
+          acc[r][p][v + 1] = Vec::fma(value, b, acc[r][p][v + 1]);
+        }
+      }
+    }
+  }
+}
+
+/** body(r, p, v) for every accumulator, unrolled: they must stay in registers. */
+template <uint32_t Rows, uint32_t Parts, uint32_t Vecs, class Body>
+inline __attribute__((always_inline)) void for_accumulators(const Body& body) {
+#pragma GCC unroll 32
+  for (uint32_t r = 0; r < Rows; ++r) {
 #pragma GCC unroll 32
     for (uint32_t p = 0; p < Parts; ++p) {
 #pragma GCC unroll 32
-      for (uint32_t v = 0; v < Vecs; ++v) weights[p][v] = Type::load(w[p] + k * w_stride + v * W);
-    }
-#pragma GCC unroll 32
-    for (uint32_t r = 0; r < Rows; ++r) {
-      const Vec value = Vec::set(x[r * x_stride + k]);
-#pragma GCC unroll 32
-      for (uint32_t p = 0; p < Parts; ++p) {
-#pragma GCC unroll 32
-        for (uint32_t v = 0; v < Vecs; ++v) acc[r][p][v] = Vec::fma(value, weights[p][v], acc[r][p][v]);
-      }
+      for (uint32_t v = 0; v < Vecs; ++v) body(r, p, v);
     }
   }
 }
@@ -52,6 +99,8 @@ inline void finish(const MatmulTask& task, uint32_t row, uint32_t output, Vec su
   if (task.is_accumulating) sum = F32::load(y, n) + sum;
   F32::store(y, n, sum);
 }
+
+constexpr uint32_t quotient_up(uint32_t a, uint32_t b) { return (a + b - 1) / b; }
 
 /** body(Count<n>) with n = value, 1 to Max. */
 template <uint32_t N>
@@ -68,44 +117,38 @@ inline void with_count(uint32_t value, const Body& body) {
 
 // ---- few rows
 
-/** Rows of x against `Parts` neighbouring panels, `Vecs` vectors of each at a time. */
-template <class Type, uint32_t Rows, uint32_t Parts, uint32_t Vecs>
+/** All rows of x against `Parts` neighbouring panels. */
+template <class Panel, uint32_t Rows, uint32_t Parts>
 inline void stream_panels(const MatmulTask& task, uint32_t panel) {
-  using Stored = typename Type::Stored;
-  for (uint32_t at = 0; at < panel_rows; at += Vecs * W) {
-    const Stored* w[Parts];
-    for (uint32_t p = 0; p < Parts; ++p) w[p] = reinterpret_cast<const Stored*>(task.weight.panel(panel + p)) + at;
-    Vec acc[Rows][Parts][Vecs];
-    for (auto& row : acc) {
-      for (auto& part : row) {
-        for (Vec& vec : part) vec = Vec::zero();
-      }
-    }
-    accumulate<Type, Rows, Parts, Vecs>(acc, task.x, task.weight.cols, w, panel_rows, task.weight.cols);
-    for (uint32_t r = 0; r < Rows; ++r) {
-      for (uint32_t p = 0; p < Parts; ++p) {
-        for (uint32_t v = 0; v < Vecs; ++v) finish(task, r, (panel + p) * panel_rows + at + v * W, acc[r][p][v]);
-      }
-    }
+  using Stored = typename Panel::Stored;
+  constexpr uint64_t row_bytes = panel_rows * sizeof(Stored);
+  const Stored* w[Parts];
+  Ahead<row_bytes / 64> ahead[Parts];
+#pragma GCC unroll 8
+  for (uint32_t p = 0; p < Parts; ++p) {
+    w[p] = reinterpret_cast<const Stored*>(task.weight.panel(panel + p));
+    ahead[p] = {reinterpret_cast<const char*>(w[p]) + prefetch_depth * row_bytes, row_bytes};
   }
+  Vec acc[Rows][Parts][panel_vecs];
+  for_accumulators<Rows, Parts, panel_vecs>([&](uint32_t r, uint32_t p, uint32_t v) { acc[r][p][v] = Vec::zero(); });
+  accumulate<Panel>(acc, task.x, task.weight.cols, w, panel_rows, task.weight.cols, ahead);
+  for_accumulators<Rows, Parts, panel_vecs>([&](uint32_t r, uint32_t p, uint32_t v) {
+    finish(task, r, (panel + p) * panel_rows + Panel::output_of(v), acc[r][p][v]);
+  });
 }
 
-template <class Type, uint32_t Rows>
+template <class Panel, uint32_t Rows>
 void stream_range(const MatmulTask& task, uint32_t begin, uint32_t end) {
-  constexpr uint32_t vecs = Rows * panel_vecs <= accumulators_max ? panel_vecs : tile_vecs;
-  // At least eight chains, so that the latency of one is hidden behind the others.
-  constexpr uint32_t parts = max_of(1, (8 + Rows * vecs - 1) / (Rows * vecs));
-  constexpr uint32_t parts_that_fit = vecs < panel_vecs ? 1 : parts;
+  // Eight chains at least, so that the latency of one is hidden behind the others.
+  constexpr uint32_t parts = max_of(1, 8 / (Rows * panel_vecs));
   uint32_t panel = begin;
-  for (; panel + parts_that_fit <= end; panel += parts_that_fit) {
-    stream_panels<Type, Rows, parts_that_fit, vecs>(task, panel);
-  }
-  for (; panel < end; ++panel) stream_panels<Type, Rows, 1, vecs>(task, panel);
+  for (; panel + parts <= end; panel += parts) stream_panels<Panel, Rows, parts>(task, panel);
+  for (; panel < end; ++panel) stream_panels<Panel, Rows, 1>(task, panel);
 }
 
-// ---- many rows
+// ---- more rows
 
-/** Where an item of a product with many rows works. */
+/** Where an item of the product works. */
 struct MatmulBlock {
   uint32_t row_begin;
   uint32_t row_end;
@@ -121,72 +164,80 @@ struct Depth {
   bool is_last;
 };
 
-template <class Type, uint32_t Rows>
-inline void multiply_tile(const MatmulTask& task, const Depth& depth, const float* x, float* partial, uint32_t row,
-                          uint32_t output, const typename Type::Stored* weights, uint64_t w_stride) {
+/** The stretch of one panel, for the tiles of a block. */
+template <class Panel>
+struct PanelStretch {
+  const typename Panel::Stored* weights;
+  uint32_t output;      // its first
+  const float* x;       // (rows, x_stride)
+  float* partial;       // (rows, partial_stride): sums so far, this panel's columns
+  const char* next;     // memory that comes after this stretch
+  uint64_t next_bytes;
+};
+
+/** Rows [row, row + Rows) of the block against vectors [vec, vec + tile_vecs). */
+template <class Panel, uint32_t Rows>
+inline void multiply_tile(const MatmulTask& task, const MatmulBlock& block, const Depth& depth,
+                          const PanelStretch<Panel>& stretch, uint32_t row, uint32_t vec, const Ahead<1>& ahead) {
+  float* partial = stretch.partial + static_cast<uint64_t>(row) * partial_stride + vec * W;
   Vec acc[Rows][1][tile_vecs];
-  for (uint32_t r = 0; r < Rows; ++r) {
-    for (uint32_t v = 0; v < tile_vecs; ++v) {
-      acc[r][0][v] = depth.is_first ? Vec::zero() : Vec::load(partial + r * partial_stride + v * W);
+  for_accumulators<Rows, 1, tile_vecs>([&](uint32_t r, uint32_t p, uint32_t v) {
+    acc[r][p][v] = depth.is_first ? Vec::zero() : Vec::load(partial + r * partial_stride + v * W);
+  });
+  const typename Panel::Stored* const w[1] = {stretch.weights + vec * W};
+  accumulate<Panel>(acc, stretch.x + static_cast<uint64_t>(row) * x_stride, x_stride, w, panel_rows, depth.count, {ahead});
+  for_accumulators<Rows, 1, tile_vecs>([&](uint32_t r, uint32_t p, uint32_t v) {
+    if (depth.is_last) {
+      finish(task, block.row_begin + row + r, stretch.output + Panel::output_of(vec + v), acc[r][p][v]);
+    } else {
+      acc[r][p][v].store(partial + r * partial_stride + v * W);
     }
-  }
-  const typename Type::Stored* const w[1] = {weights};
-  accumulate<Type, Rows, 1, tile_vecs>(acc, x, x_tile_stride, w, w_stride, depth.count);
-  for (uint32_t r = 0; r < Rows; ++r) {
-    for (uint32_t v = 0; v < tile_vecs; ++v) {
-      if (depth.is_last) {
-        finish(task, row + r, output + v * W, acc[r][0][v]);
-      } else {
-        acc[r][0][v].store(partial + r * partial_stride + v * W);
-      }
+  });
+}
+
+/** All tiles of a block against one stretch. Each fetches its share of the next stretch meanwhile. */
+template <class Panel>
+void multiply_stretch(const MatmulTask& task, const MatmulBlock& block, const Depth& depth,
+                      const PanelStretch<Panel>& stretch) {
+  const uint32_t rows = block.row_end - block.row_begin;
+  const uint32_t row_tiles = quotient_up(rows, tile_rows);
+  const uint32_t even_rows = quotient_up(rows, row_tiles);  // a tile of one row has too few chains
+  const uint32_t fetches = row_tiles * (panel_vecs / tile_vecs) * depth.count;
+  const uint64_t step = quotient_up(static_cast<uint32_t>(stretch.next_bytes), fetches);
+  Ahead<1> ahead{stretch.next, step};
+  for (uint32_t vec = 0; vec < panel_vecs; vec += tile_vecs) {
+    for (uint32_t row = 0; row < rows; row += even_rows, ahead.at += step * depth.count) {
+      with_count<tile_rows>(min_of(even_rows, rows - row), [&](auto count) {
+        multiply_tile<Panel, decltype(count)::value>(task, block, depth, stretch, row, vec, ahead);
+      });
     }
   }
 }
 
-template <class Type>
-void multiply_rows(const MatmulTask& task, const MatmulBlock& block, const Depth& depth, const float* x, float* partial,
-                   uint32_t output, const typename Type::Stored* weights, uint64_t w_stride) {
-  const uint32_t column = output - block.panel_begin * panel_rows;
-  for (uint32_t row = block.row_begin; row < block.row_end; row += tile_rows) {
-    const uint64_t at = row - block.row_begin;
-    with_count<tile_rows>(min_of(tile_rows, block.row_end - row), [&](auto rows) {
-      multiply_tile<Type, decltype(rows)::value>(task, depth, x + at * x_tile_stride,
-                                                 partial + at * partial_stride + column, row, output, weights,
-                                                 w_stride);
-    });
-  }
-}
-
-template <class Type>
+template <class Panel>
 void multiply_block(const MatmulTask& task, const MatmulBlock& block, Scratch& scratch) {
-  using Stored = typename Type::Stored;
+  using Stored = typename Panel::Stored;
   const uint32_t cols = task.weight.cols;
   const uint32_t rows = block.row_end - block.row_begin;
-  float* x = scratch.take<float>(block_rows_max * x_tile_stride);
+  float* x = scratch.take<float>(block_rows_max * x_stride);
   float* partial = scratch.take<float>(block_rows_max * partial_stride);
-  float* tile = scratch.take<float>(depth_max * tile_outputs);
+  const auto weights_at = [&](uint32_t panel, uint32_t col) {
+    return reinterpret_cast<const Stored*>(task.weight.panel(panel)) + static_cast<uint64_t>(col) * panel_rows;
+  };
   for (uint32_t begin = 0; begin < cols; begin += depth_max) {
     const uint32_t count = min_of(depth_max, cols - begin);
     const Depth depth{begin, count, begin == 0, begin + count == cols};
     for (uint32_t r = 0; r < rows; ++r) {
-      __builtin_memcpy(x + r * x_tile_stride, task.x + static_cast<uint64_t>(block.row_begin + r) * cols + begin,
+      __builtin_memcpy(x + r * x_stride, task.x + static_cast<uint64_t>(block.row_begin + r) * cols + begin,
                        count * sizeof(float));
     }
     for (uint32_t panel = block.panel_begin; panel < block.panel_end; ++panel) {
-      for (uint32_t at = 0; at < panel_rows; at += tile_outputs) {
-        const uint32_t output = panel * panel_rows + at;
-        const Stored* weights = reinterpret_cast<const Stored*>(task.weight.panel(panel)) + begin * panel_rows + at;
-        if (rows <= direct_rows_max) {
-          multiply_rows<Type>(task, block, depth, x, partial, output, weights, panel_rows);
-          continue;
-        }
-        for (uint32_t k = 0; k < count; ++k) {
-          for (uint32_t v = 0; v < tile_vecs; ++v) {
-            Type::load(weights + k * panel_rows + v * W).store(tile + k * tile_outputs + v * W);
-          }
-        }
-        multiply_rows<F32>(task, block, depth, x, partial, output, tile, tile_outputs);
-      }
+      const bool is_last_panel = panel + 1 == block.panel_end;
+      const Stored* next = is_last_panel ? weights_at(block.panel_begin, begin + count) : weights_at(panel + 1, begin);
+      multiply_stretch<Panel>(task, block, depth,
+                              {weights_at(panel, begin), panel * panel_rows, x,
+                               partial + (panel - block.panel_begin) * panel_rows,
+                               reinterpret_cast<const char*>(next), count * panel_rows * sizeof(Stored)});
     }
   }
 }
@@ -201,11 +252,9 @@ struct MatmulPlan {
   uint32_t group_panels;
 };
 
-inline uint32_t quotient_up(uint32_t a, uint32_t b) { return (a + b - 1) / b; }
-
 inline MatmulPlan plan_matmul(const MatmulTask& task) {
   const uint32_t panels = task.weight.panel_count();
-  if (task.row_count <= tile_rows) {
+  if (task.row_count <= stream_rows_max) {
     // Large matrices in many items, so that a disturbed core may take fewer.
     const uint64_t item_bytes = 128 << 10;
     const uint64_t bytes = panels * task.weight.panel_bytes();
@@ -231,11 +280,16 @@ void matmul(const MatmulTask& task, uint32_t item, Scratch& scratch) {
   const uint32_t panel_begin = item % plan.groups * plan.group_panels;
   const MatmulBlock block{row_begin, min_of(task.row_count, row_begin + plan.block_rows), panel_begin,
                           min_of(task.weight.panel_count(), panel_begin + plan.group_panels)};
-  with_dtype(task.weight.dtype, [&](auto type) {
-    using Type = decltype(type);
-    if (task.row_count > tile_rows) return multiply_block<Type>(task, block, scratch);
-    with_count<tile_rows>(task.row_count, [&](auto rows) {
-      stream_range<Type, decltype(rows)::value>(task, block.panel_begin, block.panel_end);
+  const auto multiply = [&](auto type) {
+    using Panel = decltype(type);
+    if (task.row_count > stream_rows_max) return multiply_block<Panel>(task, block, scratch);
+    with_count<stream_rows_max>(task.row_count, [&](auto rows) {
+      stream_range<Panel, decltype(rows)::value>(task, block.panel_begin, block.panel_end);
     });
-  });
+  };
+  switch (task.weight.dtype) {
+    case KVS_F32: return multiply(F32Panel{});
+    case KVS_F16: return multiply(F16Panel{});
+    default: return multiply(BF16Panel{});
+  }
 }

@@ -12,7 +12,8 @@ void embed(const EmbedTask& task, uint32_t row) {
   with_dtype(weight.dtype, [&](auto type) {
     using Type = decltype(type);
     using Stored = typename Type::Stored;
-    const Stored* from = reinterpret_cast<const Stored*>(weight.panel(token / panel_rows)) + token % panel_rows;
+    const Stored* from = reinterpret_cast<const Stored*>(weight.panel(token / panel_rows)) +
+                         place_in_panel(token % panel_rows, weight.dtype);
     alignas(64) Stored lanes[W];
     for_lanes(weight.cols, [&](uint32_t col, uint32_t n) {
       for (uint32_t i = 0; i < n; ++i) lanes[i] = from[static_cast<uint64_t>(col + i) * panel_rows];

@@ -12,6 +12,12 @@ struct Vec {
   static Vec load(const float* p, uint32_t n) { return {_mm512_maskz_loadu_ps(mask(n), p)}; }
   static Vec load_bf16(const uint16_t* p) { return widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
   static Vec load_bf16(const uint16_t* p, uint32_t n) { return widen(_mm256_maskz_loadu_epi16(mask(n), p)); }
+  /** 2 W elements at even and at odd places. */
+  static void load_bf16_pairs(const uint16_t* p, Vec& even, Vec& odd) {
+    const __m512i words = _mm512_loadu_si512(p);
+    even = {_mm512_castsi512_ps(_mm512_slli_epi32(words, 16))};
+    odd = {_mm512_castsi512_ps(_mm512_and_si512(words, _mm512_set1_epi32(static_cast<int>(0xFFFF0000u))))};
+  }
   static Vec load_f16(const uint16_t* p) {
     return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
   }
@@ -71,6 +77,11 @@ struct Vec {
   static Vec load(const float* p, uint32_t n) { return {_mm256_maskload_ps(p, mask(n))}; }
   static Vec load_bf16(const uint16_t* p) { return widen(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
   static Vec load_bf16(const uint16_t* p, uint32_t n) { return widen(partial(p, n)); }
+  static void load_bf16_pairs(const uint16_t* p, Vec& even, Vec& odd) {
+    const __m256i words = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    even = {_mm256_castsi256_ps(_mm256_slli_epi32(words, 16))};
+    odd = {_mm256_castsi256_ps(_mm256_and_si256(words, _mm256_set1_epi32(static_cast<int>(0xFFFF0000u))))};
+  }
   static Vec load_f16(const uint16_t* p) {
     return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
   }
@@ -159,6 +170,10 @@ struct Vec {
     Vec r = zero();
     for (uint32_t i = 0; i < n; ++i) r.v[i] = float_of_bf16(p[i]);
     return r;
+  }
+  static void load_bf16_pairs(const uint16_t* p, Vec& even, Vec& odd) {
+    even = {Lanes{float_of_bf16(p[0]), float_of_bf16(p[2]), float_of_bf16(p[4]), float_of_bf16(p[6])}};
+    odd = {Lanes{float_of_bf16(p[1]), float_of_bf16(p[3]), float_of_bf16(p[5]), float_of_bf16(p[7])}};
   }
   static Vec load_f16(const uint16_t* p) { return load_f16(p, 4); }
   static Vec load_f16(const uint16_t* p, uint32_t n) {
