@@ -26,6 +26,8 @@ export interface BuildOptions {
   readonly output?: string;
   /** Programs to try, in this order. */
   readonly compilers?: readonly string[];
+  /** Compute capabilities ("8.0") to build CUDA kernels for; default: of the GPUs here, and then there must be one. */
+  readonly computeCapabilities?: readonly string[];
 }
 
 const SOURCES = fileURLToPath(new URL("./native", import.meta.url));
@@ -55,14 +57,9 @@ const CPU: Toolchain = {
     "(Debian, Ubuntu: apt install g++; Fedora: dnf install gcc-c++; macOS: xcode-select --install)",
 };
 
-const CUDA: Toolchain = {
-  library: "cuda",
-  folders: ["common", "cuda"],
-  compilers: ["nvcc", "/usr/local/cuda/bin/nvcc"],
-  compileFlags: ["-std=c++20", "-O3", "-arch=native", "-Xcompiler=-fPIC"],
-  linkFlags: ["-shared", "-arch=native", "-Xlinker=-z,defs"],
-  missing: "there is no nvcc: install the CUDA toolkit 12.8 or newer, or choose --backend cpu",
-};
+const NVCC_PROGRAMS = ["nvcc", "/usr/local/cuda/bin/nvcc", "/opt/cuda/bin/nvcc"];
+const NVCC_VERSION_MIN = [12, 8] as const;
+const CAPABILITY_MIN = 80;
 
 /** Instruction sets by file name, in link order: see `objectsInLinkOrder`. */
 const ISA_FLAGS: readonly (readonly [suffix: string, flags: readonly string[]])[] = [
@@ -70,9 +67,21 @@ const ISA_FLAGS: readonly (readonly [suffix: string, flags: readonly string[]])[
   [".avx512.cpp", ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"]],
 ];
 
-/** Returns the path of the library, built if needed. Throws BuildError. */
+/** Returns the path of the library, built if needed. Throws BuildError; with "auto" only when the CPU library cannot be
+ * built either: what is in the way of a GPU is told, and the CPU serves. */
 export async function buildNative(backend: Backend, options: BuildOptions): Promise<string> {
-  const toolchain = chooseToolchain(backend, options.onProgress);
+  if (backend === "cpu") return await build(CPU, options);
+  if (backend === "auto" && !hasGpu()) return await build(CPU, options);
+  try {
+    return await build(await cudaToolchain(options), options);
+  } catch (error) {
+    if (backend === "cuda" || !(error instanceof BuildError)) throw error;
+    options.onProgress(`${error.message}: using the CPU`);
+    return await build(CPU, options);
+  }
+}
+
+async function build(toolchain: Toolchain, options: BuildOptions): Promise<string> {
   const { sources = SOURCES, output = OUTPUT, signal } = options;
   const compiler = await findCompiler(options.compilers ?? toolchain.compilers, toolchain.missing);
   const units = listUnits(sources, toolchain, compiler);
@@ -89,18 +98,57 @@ export async function buildNative(backend: Backend, options: BuildOptions): Prom
   return library;
 }
 
-/** What `auto` means on this machine. */
-function chooseToolchain(backend: Backend, onProgress: (message: string) => void): Toolchain {
-  if (backend === "cpu") return CPU;
-  const hasGpu = existsSync("/dev/nvidia0") || existsSync("/dev/nvidiactl");
-  if (backend === "cuda") {
-    if (hasGpu) return CUDA;
-    throw new BuildError("there is no NVIDIA GPU here (no /dev/nvidia0): choose --backend cpu");
+function hasGpu(): boolean {
+  return existsSync("/dev/nvidia0") || existsSync("/dev/nvidiactl");
+}
+
+/** Throws BuildError, in one line: no GPU, driver or nvcc, or too old a one. */
+async function cudaToolchain(options: BuildOptions): Promise<Toolchain> {
+  const capabilities = options.computeCapabilities ?? (await findCapabilities());
+  const missing = "there is no nvcc: install the CUDA toolkit 12.8 or newer (--backend cpu needs none)";
+  const nvcc = await findCompiler(options.compilers ?? NVCC_PROGRAMS, missing);
+  const release = /release (\d+)\.(\d+)/.exec(nvcc.version);
+  const [major, minor] = [Number(release?.[1] ?? 0), Number(release?.[2] ?? 0)];
+  const [majorMin, minorMin] = NVCC_VERSION_MIN;
+  if (major < majorMin || (major === majorMin && minor < minorMin)) {
+    throw new BuildError(`nvcc ${major}.${minor} is too old: the CUDA toolkit 12.8 or newer is needed`);
   }
-  if (!hasGpu) return CPU;
-  if (CUDA.compilers.some((program) => Bun.which(program) !== null)) return CUDA;
-  onProgress("there is a GPU, but no nvcc: using the CPU; for the GPU install the CUDA toolkit 12.8 or newer");
-  return CPU;
+  const known = await run(nvcc.program, ["--list-gpu-code"], `${nvcc.program} --list-gpu-code`);
+  const targets = [...new Set(capabilities.map((capability) => targetOf(capability, known)))];
+  return {
+    library: "cuda",
+    folders: ["common", "cuda"],
+    compilers: [nvcc.program],
+    compileFlags: ["-std=c++20", "-O3", ...targets, "-Xcompiler=-fPIC,-pthread,-Wall,-Wextra"],
+    linkFlags: ["-shared", ...targets, "-Xlinker=-z,defs,-z,now"],
+    missing,
+  };
+}
+
+/** The code that nvcc makes for a GPU. Hopper's own instructions are in sm_90a alone; a GPU newer than nvcc gets code
+ * that its driver translates. */
+function targetOf(capability: string, knownCodes: string): string {
+  const number = capability.replace(".", "");
+  if (number === "90") return "-gencode=arch=compute_90a,code=sm_90a";
+  if (new RegExp(`\\bsm_${number}\\b`).test(knownCodes)) {
+    return `-gencode=arch=compute_${number},code=sm_${number}`;
+  }
+  return "-gencode=arch=compute_90,code=compute_90";
+}
+
+/** Of the GPUs that the driver shows. Throws BuildError when there is none that can be used. */
+async function findCapabilities(): Promise<string[]> {
+  if (!hasGpu()) throw new BuildError("there is no NVIDIA GPU here (no /dev/nvidia0): choose --backend cpu");
+  if (Bun.which("nvidia-smi") === null) {
+    throw new BuildError("there is a GPU, but no nvidia-smi: install the NVIDIA driver, or choose --backend cpu");
+  }
+  const query = ["--query-gpu=compute_cap", "--format=csv,noheader"];
+  const output = await run("nvidia-smi", query, "the NVIDIA driver");
+  const all = output.split("\n").map((line) => line.trim()).filter((line) => /^\d+\.\d+$/.test(line));
+  const usable = all.filter((capability) => Number(capability.replace(".", "")) >= CAPABILITY_MIN);
+  if (usable.length > 0) return usable;
+  const found = all.length > 0 ? `compute capability ${all.join(", ")}` : "no GPU that its driver shows";
+  throw new BuildError(`${found}: 8.0 or more is needed for --backend cuda`);
 }
 
 interface Compiler {

@@ -34,7 +34,8 @@ __global__ void activation_kernel(T* y, const T* x, uint32_t size) {
   Element out;
 #pragma unroll
   for (uint32_t k = 0; k < width; ++k) {
-    const float value = Activation::apply(to_float(reinterpret_cast<const T*>(&a)[k]), to_float(reinterpret_cast<const T*>(&b)[k]));
+    const float value =
+        Activation::apply(to_float(reinterpret_cast<const T*>(&a)[k]), to_float(reinterpret_cast<const T*>(&b)[k]));
     reinterpret_cast<T*>(&out)[k] = from_float<T>(value);
   }
   reinterpret_cast<Element*>(y)[row * size + i] = out;

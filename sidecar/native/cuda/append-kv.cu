@@ -1,5 +1,5 @@
-// kvs_append_kv: a warp for each head of each row. Keys are turned by their offset in the block, so that a block can be
-// read at any base position (CachedAttention, section 3.4; here split into base and offset).
+// kvs_append_kv: a warp for each head of each row. Keys are turned by their offset in the block, so that a block can
+// be read at any base position (CachedAttention, section 3.4; here split into base and offset).
 
 #include <algorithm>
 
@@ -68,13 +68,15 @@ __device__ void store_head(T* to, const float* head, uint32_t head_dim) {
 }
 
 template <class T, class Kv>
-__global__ void __launch_bounds__(threads) append_kv_kernel(T* q, const T* qkv, const __grid_constant__ AppendKvArgs args) {
+__global__ void __launch_bounds__(threads)
+    append_kv_kernel(T* q, const T* qkv, const __grid_constant__ AppendKvArgs args) {
   __shared__ float heads[warps][head_dim_max];
   const uint32_t row = blockIdx.x;
   const int32_t sequence = args.step.row_sequence[row];
   if (sequence < 0) return;
   const uint32_t position = static_cast<uint32_t>(args.step.row_position[row]);
-  const int32_t block = args.step.block_table[args.step.sequences[sequence].table_begin + position / args.block_tokens];
+  const int32_t block =
+      args.step.block_table[args.step.sequences[sequence].table_begin + position / args.block_tokens];
   const uint32_t offset = position % args.block_tokens;
   const uint32_t head_count = args.heads + 2 * args.kv_heads;
   float* head = heads[threadIdx.x / 32];

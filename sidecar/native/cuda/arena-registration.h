@@ -1,5 +1,5 @@
-// Page-locks the host arena piece by piece in the background, so that a start need not wait for it: slots are usable as
-// soon as their piece is registered.
+// Page-locks the host arena piece by piece in the background, so that a start need not wait for it: slots are usable
+// as soon as their piece is registered.
 
 #pragma once
 

@@ -49,7 +49,9 @@ extern "C" kvs_status kvs_attention(kvs_device* device, uint64_t y, uint64_t q, 
     kvs::AttentionArgs args = attention_args(d, layer, window);
     args.y = d.device_memory(y, bytes, "y");
     args.q = d.device_memory(q, bytes, "q");
-    const bool is_fast = d.config.compute_dtype != KVS_F32 && kvs::attention_supports(args);
-    kvs::check_cuda(is_fast ? kvs::attention(args) : kvs::simple_attention(args), "kvs_attention");
+    // Refused before anything of it was enqueued, or after parts that the oracle then overwrites.
+    cudaError_t error = kvs::attention_supports(args) ? kvs::attention(args) : cudaErrorNotSupported;
+    if (error == cudaErrorNotSupported) error = kvs::simple_attention(args);
+    kvs::check_cuda(error, "kvs_attention");
   });
 }

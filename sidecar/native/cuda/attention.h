@@ -1,6 +1,6 @@
 // Attention over paged KV blocks: what a launch needs, as raw device pointers and numbers. Keys lie turned by their
-// offset in the block, queries are not turned at all; the kernel turns q of position p by R(p - base) against each block's
-// base position. See kvs_attention.
+// offset in the block, queries are not turned at all; the kernel turns q of position p by R(p - base) against each
+// block's base position. See kvs_attention.
 
 #pragma once
 
@@ -37,8 +37,8 @@ struct AttentionArgs {
 
   DeviceStep step;
 
-  // What the host knows when it launches, to choose a kernel and its grid. Of a captured launch only row_count holds for
-  // every replay: sequence_count is then the most there can be, max_context is max_positions, and whatever else
+  // What the host knows when it launches, to choose a kernel and its grid. Of a captured launch only row_count holds
+  // for every replay: sequence_count is then the most there can be, max_context is max_positions, and whatever else
   // varies must be read from `step` on the device.
   uint32_t row_count;
   uint32_t sequence_count;

@@ -1,11 +1,10 @@
 // Start-up work (weights) and the quantisation of activations.
 
-#include "convert.h"
-
 #include <algorithm>
 
 #include "../common/random.h"
 #include "block-reduce.cuh"
+#include "convert.h"
 #include "cuda-error.h"
 #include "dtype.h"
 
@@ -32,7 +31,8 @@ __device__ void quantise_row(__nv_fp8_e4m3* y, float* scale_out, uint32_t cols, 
   largest = block_reduce<Max>(largest);
   const float scale = largest > 0.0f ? largest / f8_max : 1.0f;
   if (threadIdx.x == 0) *scale_out = scale;
-  for (uint32_t col = threadIdx.x; col < cols; col += blockDim.x) y[col] = from_float<__nv_fp8_e4m3>(value(col) / scale);
+  for (uint32_t col = threadIdx.x; col < cols; col += blockDim.x)
+    y[col] = from_float<__nv_fp8_e4m3>(value(col) / scale);
 }
 
 template <class X>
@@ -55,7 +55,8 @@ __global__ void fill_random_f8_kernel(__nv_fp8_e4m3* y, float* scales, uint32_t 
                                       float scale) {
   for (uint64_t row = blockIdx.x; row < rows; row += gridDim.x) {
     const uint64_t begin = row * cols;
-    quantise_row(y + begin, scales + row, cols, [&](uint32_t col) { return random_weight(seed, begin + col, scale); });
+    quantise_row(y + begin, scales + row, cols,
+                 [&](uint32_t col) { return random_weight(seed, begin + col, scale); });
   }
 }
 
@@ -80,14 +81,14 @@ void quantise_rows(void* y, float* scales, const void* x, kvs_dtype x_dtype, uin
                    cudaStream_t stream) {
   with_type(x_dtype, [&](auto type) {
     using X = decltype(type);
-    quantise_rows_kernel<<<std::min(rows, blocks_max), threads, 0, stream>>>(
-        static_cast<__nv_fp8_e4m3*>(y), scales, static_cast<const X*>(x), rows, cols);
+    quantise_rows_kernel<<<std::min(rows, blocks_max), threads, 0, stream>>>(static_cast<__nv_fp8_e4m3*>(y), scales,
+                                                                             static_cast<const X*>(x), rows, cols);
   });
   check_launch("quantise_rows");
 }
 
-void fill_random(void* y, float* scales, kvs_dtype dtype, uint32_t rows, uint32_t cols, uint64_t seed, float deviation,
-                 cudaStream_t stream) {
+void fill_random(void* y, float* scales, kvs_dtype dtype, uint32_t rows, uint32_t cols, uint64_t seed,
+                 float deviation, cudaStream_t stream) {
   const float scale = random_weight_scale(deviation);
   const uint64_t count = static_cast<uint64_t>(rows) * cols;
   if (dtype == KVS_F8E4M3) {

@@ -18,7 +18,7 @@ void quantise_rows(void* y, float* scales, const void* x, kvs_dtype x_dtype, uin
                    cudaStream_t stream);
 
 /** y (rows, cols) = the random matrix of random.h in its own type; scales (rows): F8E4M3 only. */
-void fill_random(void* y, float* scales, kvs_dtype dtype, uint32_t rows, uint32_t cols, uint64_t seed, float deviation,
-                 cudaStream_t stream);
+void fill_random(void* y, float* scales, kvs_dtype dtype, uint32_t rows, uint32_t cols, uint64_t seed,
+                 float deviation, cudaStream_t stream);
 
 }  // namespace kvs

@@ -1,5 +1,6 @@
-// The part of cuBLASLt that we call, declared here so that neither its headers nor its libraries are needed to build: the
-// library is loaded when a device opens. test/gpu/cublaslt-header-check.cu compares sizes and values with the real header.
+// The part of cuBLASLt that we call, declared here so that neither its headers nor its libraries are needed to build:
+// the library is loaded when a device opens. test/gpu/cublaslt-header-check.cu compares sizes and values with the
+// real header.
 
 #pragma once
 
@@ -78,10 +79,10 @@ struct Api {
   Status (*preference_create)(Preference*);
   Status (*preference_destroy)(Preference);
   Status (*preference_set)(Preference, PreferenceAttribute, const void*, size_t);
-  Status (*get_heuristic)(Handle, MatmulDesc, MatrixLayout a, MatrixLayout b, MatrixLayout c, MatrixLayout d, Preference,
-                          int requested, HeuristicResult*, int* returned);
-  Status (*check)(Handle, MatmulDesc, MatrixLayout a, MatrixLayout b, MatrixLayout c, MatrixLayout d, const Algorithm*,
-                  HeuristicResult*);
+  Status (*get_heuristic)(Handle, MatmulDesc, MatrixLayout a, MatrixLayout b, MatrixLayout c, MatrixLayout d,
+                          Preference, int requested, HeuristicResult*, int* returned);
+  Status (*check)(Handle, MatmulDesc, MatrixLayout a, MatrixLayout b, MatrixLayout c, MatrixLayout d,
+                  const Algorithm*, HeuristicResult*);
   Status (*matmul)(Handle, MatmulDesc, const void* alpha, const void* a, MatrixLayout, const void* b, MatrixLayout,
                    const void* beta, const void* c, MatrixLayout, void* d, MatrixLayout, const Algorithm*,
                    void* workspace, size_t workspace_bytes, cudaStream_t);

@@ -1,5 +1,5 @@
-// A step's input as the kernels see it: arrays at fixed addresses in device memory, filled anew for every step, so that
-// captured graphs read the step of the moment. kvs_begin_step checked every index in them.
+// A step's input as the kernels see it: arrays at fixed addresses in device memory, filled anew for every step, so
+// that captured graphs read the step of the moment. kvs_begin_step checked every index in them.
 
 #pragma once
 
@@ -23,7 +23,7 @@ struct DeviceStep {
   const kvs_step_sequence* sequences;
   const int32_t* row_sequence;  // -1: padding
   const int32_t* row_position;
-  const int32_t* block_table;   // -1: outside a sliding window
+  const int32_t* block_table;  // -1: outside a sliding window
   const int32_t* logit_row;
   const kvs_step_sampling* sampling;
   const int32_t* bias_id;

@@ -45,8 +45,7 @@ kvs_device::kvs_device(const kvs_device_config& wanted, kvs::Gpu found)
       staging(staging_bytes),
       step(config, urgent_priority()),
       tokens(zeroed(static_cast<uint64_t>(config.max_sequences) * token_stride() * sizeof(int32_t), "token ids")),
-      attention_workspace(
-          zeroed(kvs::attention_workspace_bytes(config, gpu.sm_count), "the workspace of attention")),
+      attention_workspace(zeroed(kvs::attention_workspace_bytes(config, gpu.sm_count), "the workspace of attention")),
       sampling_workspace(zeroed(kvs::sampling_workspace_bytes(config), "the workspace of sampling")),
       matmuls(config, gpu) {
   kvs::check_cuda(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
@@ -101,7 +100,8 @@ std::shared_ptr<kvs::WakeSignal> kvs::wake_signal_of(kvs_device* device) {
 }
 
 void kvs::check_rows(const kvs_device& device, uint32_t row_count) {
-  require(row_count > 0 && row_count <= device.config.max_rows, "%u rows, 1 to %u", row_count, device.config.max_rows);
+  require(row_count > 0 && row_count <= device.config.max_rows, "%u rows, 1 to %u", row_count,
+          device.config.max_rows);
 }
 
 void kvs::check_step_rows(const kvs_device& device, uint32_t row_count) {
@@ -170,7 +170,8 @@ kvs_status kvs_set_rope(kvs_device* device, const double* inverse_frequencies) {
   return with_device(device, [&](kvs_device& d) {
     require(inverse_frequencies != nullptr, "inverse_frequencies must not be null");
     const uint32_t pairs = d.config.rotary_dim / 2;
-    for (uint32_t i = 0; i < pairs; ++i) require(std::isfinite(inverse_frequencies[i]), "frequency %u is not finite", i);
+    for (uint32_t i = 0; i < pairs; ++i)
+      require(std::isfinite(inverse_frequencies[i]), "frequency %u is not finite", i);
     d.drain();
     const uint64_t bytes = static_cast<uint64_t>(d.config.max_positions) * pairs * sizeof(float);
     d.rope_cosine = kvs::DeviceMemory(bytes, "the RoPE table");

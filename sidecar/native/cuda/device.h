@@ -1,5 +1,5 @@
-// A CUDA device: its streams, memory, tables, KV blocks and the step in work. Everything the extern "C" entries of this
-// folder share.
+// A CUDA device: its streams, memory, tables, KV blocks and the step in work. Everything the extern "C" entries of
+// this folder share.
 
 #pragma once
 
@@ -32,8 +32,8 @@ struct StepFacts {
   uint32_t sequence_count = 0;
   uint32_t logit_count = 0;
   uint32_t max_sequence_rows = 0;
-  uint32_t max_context = 0;  // positions of the longest view, the step's rows included
-  bool is_decode = false;    // row i is sequence i; padding at the end
+  uint32_t max_context = 0;         // positions of the longest view, the step's rows included
+  bool is_decode = false;           // row i is sequence i; padding at the end
   bool has_changed_logits = false;  // some row has penalties or biases
 };
 
@@ -58,7 +58,9 @@ struct kvs_device {
   kvs_weight& known(kvs_weight* weight) const;
   cudaStream_t stream(kvs_stream index) const;
 
-  uint64_t compute_bytes(uint64_t rows, uint64_t size) const { return rows * size * kvs::dtype_bytes(config.compute_dtype); }
+  uint64_t compute_bytes(uint64_t rows, uint64_t size) const {
+    return rows * size * kvs::dtype_bytes(config.compute_dtype);
+  }
   /** Tokens of all slots: [slot][token_stride()]. One more than positions: the token sampled last. */
   uint32_t token_stride() const { return config.max_positions + 1; }
   /** Of one layer, gpu block 0. */

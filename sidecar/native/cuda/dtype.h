@@ -1,4 +1,5 @@
-// Element types of device memory, for kernels: conversion to and from F32, vectors of 16 bytes, dispatch by kvs_dtype.
+// Element types of device memory, for kernels: conversion to and from F32, vectors of 16 bytes, dispatch by
+// kvs_dtype.
 
 #pragma once
 
@@ -66,6 +67,8 @@ void with_stored_type(kvs_dtype dtype, Body&& body) {
   with_type(dtype, body);
 }
 
-inline bool is_aligned(const void* pointer, uint64_t bytes) { return reinterpret_cast<uint64_t>(pointer) % bytes == 0; }
+inline bool is_aligned(const void* pointer, uint64_t bytes) {
+  return reinterpret_cast<uint64_t>(pointer) % bytes == 0;
+}
 
 }  // namespace kvs

@@ -1,8 +1,8 @@
 // The events of a device, and which of them wake kvs_wait.
 //
-// A watched event is found done by the waiting thread itself, which asks the driver: host functions on a stream would hold
-// up what comes behind them, and a thread that sleeps in the driver wakes no sooner than one that looks every 20 us. A busy
-// engine thus pays nothing at all, an idle one a query now and then.
+// A watched event is found done by the waiting thread itself, which asks the driver: host functions on a stream would
+// hold up what comes behind them, and a thread that sleeps in the driver wakes no sooner than one that looks every 20
+// us. A busy engine thus pays nothing at all, an idle one a query now and then.
 
 #pragma once
 

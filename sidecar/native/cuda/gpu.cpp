@@ -49,8 +49,8 @@ Gpu find_gpu(uint32_t index) {
   gpu.compute_capability = properties.major * 10 + properties.minor;
   gpu.memory_bytes = properties.totalGlobalMem;
   if (gpu.compute_capability < capability_min) {
-    fail(KVS_UNSUPPORTED, "%s has compute capability %d.%d, 8.0 or more is needed: use --backend cpu", properties.name,
-         properties.major, properties.minor);
+    fail(KVS_UNSUPPORTED, "%s has compute capability %d.%d, 8.0 or more is needed: use --backend cpu",
+         properties.name, properties.major, properties.minor);
   }
   return gpu;
 }

@@ -16,7 +16,8 @@ struct Gpu {
   uint64_t memory_bytes;
 };
 
-/** Throws Failure(KVS_UNSUPPORTED), in one line that says what to do: no driver, too old a driver, no GPU, too small. */
+/** Throws Failure(KVS_UNSUPPORTED), in one line that says what to do: no driver, too old a driver, no GPU, too small.
+ */
 Gpu find_gpu(uint32_t index);
 
 }  // namespace kvs

@@ -44,8 +44,8 @@ kvs_status busy(const char* why) {
   return KVS_BUSY;
 }
 
-kvs_status copy_slices(kvs_device& d, uint32_t layer, const int32_t* blocks, const int32_t* host_slots, uint32_t count,
-                       uint32_t event, kvs_stream stream) {
+kvs_status copy_slices(kvs_device& d, uint32_t layer, const int32_t* blocks, const int32_t* host_slots,
+                       uint32_t count, uint32_t event, kvs_stream stream) {
   require(layer < d.config.layers, "no layer %u", layer);
   require(blocks != nullptr && host_slots != nullptr && count > 0, "layer copy: nothing to copy");
   require(d.events.exists(event), "no event %u", event);

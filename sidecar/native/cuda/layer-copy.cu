@@ -1,5 +1,5 @@
-// The copy engine moves large slices at the speed of the bus and costs the multiprocessors nothing; small ones it starts
-// too slowly, and there a kernel of two blocks is faster.
+// The copy engine moves large slices at the speed of the bus and costs the multiprocessors nothing; small ones it
+// starts too slowly, and there a kernel of two blocks is faster.
 
 #include <algorithm>
 
@@ -36,7 +36,8 @@ __global__ void __launch_bounds__(kernel_threads) gather_kernel(const __grid_con
   for (uint32_t t = blockIdx.x; t < tiles_per_slice * g.count; t += gridDim.x) {
     const uint32_t slice = t / tiles_per_slice;
     const uint32_t begin = t % tiles_per_slice * tile + threadIdx.x;
-    const int4* from = reinterpret_cast<const int4*>(g.from + static_cast<uint64_t>(g.from_index[slice]) * g.stride_bytes);
+    const int4* from =
+        reinterpret_cast<const int4*>(g.from + static_cast<uint64_t>(g.from_index[slice]) * g.stride_bytes);
     int4* to = reinterpret_cast<int4*>(g.to + static_cast<uint64_t>(g.to_index[slice]) * g.stride_bytes);
     int4 values[loads_in_flight];
 #pragma unroll
@@ -73,7 +74,8 @@ char* slice(char* base, const LayerCopy& copy, int32_t index) {
 
 void copy_by_rows(const LayerCopy& copy, cudaStream_t stream) {
   for (uint32_t begin = 0, end = 1; begin < copy.count; begin = end++) {
-    while (end < copy.count && copy.slots[end] == copy.slots[end - 1] + 1 && copy.blocks[end] == copy.blocks[end - 1] + 1) {
+    while (end < copy.count && copy.slots[end] == copy.slots[end - 1] + 1 &&
+           copy.blocks[end] == copy.blocks[end - 1] + 1) {
       ++end;
     }
     char* host = slice(copy.host, copy, copy.slots[begin]);
@@ -108,8 +110,8 @@ void copy_by_engine(const LayerCopy& copy, cudaStream_t stream) {
                            copy.count, &attributes, &first, 1, stream);
 #else
   size_t failed = 0;
-  const cudaError_t error = cudaMemcpyBatchAsync(to.data(), from.data(), sizes.data(), copy.count, &attributes, &first,
-                                                 1, &failed, stream);
+  const cudaError_t error =
+      cudaMemcpyBatchAsync(to.data(), from.data(), sizes.data(), copy.count, &attributes, &first, 1, &failed, stream);
 #endif
   check_cuda(error, "layer copy");
 }

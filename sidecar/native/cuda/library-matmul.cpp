@@ -1,4 +1,5 @@
-// Row-major y = x weight^T is, column by column, y^T = weight x^T: the library's A is the weight (transposed), B is x.
+// Row-major y = x weight^T is, column by column, y^T = weight x^T: the library's A is the weight (transposed), B is
+// x.
 
 #include "library-matmul.h"
 
@@ -14,7 +15,8 @@ using cublaslt::Algorithm;
 using cublaslt::HeuristicResult;
 
 constexpr uint64_t workspace_bytes = 64ull << 20;
-/** Written between timed runs: more than any level-2 cache, so that weights come from memory as they do in a model. */
+/** Written between timed runs: more than any level-2 cache, so that weights come from memory as they do in a model.
+ */
 constexpr uint64_t flush_bytes = 96ull << 20;
 constexpr int candidate_count = 8;
 constexpr int timed_runs = 3;
@@ -203,7 +205,8 @@ bool LibraryMatmul::make_scratch(uint64_t bytes) {
 
 void LibraryMatmul::settle() { scratch_.clear(); }
 
-/** Median over a few runs with weights out of the cache. y goes to scratch memory: the product must not happen twice. */
+/** Median over a few runs with weights out of the cache. y goes to scratch memory: the product must not happen twice.
+ */
 float LibraryMatmul::milliseconds_of(Plan& plan, const Product& product) const {
   const CudaEvent begin(cudaEventDefault);
   const CudaEvent end(cudaEventDefault);
@@ -237,8 +240,8 @@ void LibraryMatmul::run(const Plan& plan, const Product& product, void* y, cudaS
   }
   const float alpha = 1.0f;
   const float beta = product.shape.is_accumulating ? 1.0f : 0.0f;
-  check_library(api_.matmul(handle_, plan.desc, &alpha, product.weight, plan.weight, product.x, plan.x, &beta, y, plan.y,
-                            y, plan.y, &plan.algorithm, workspace_.as(), workspace_bytes, stream),
+  check_library(api_.matmul(handle_, plan.desc, &alpha, product.weight, plan.weight, product.x, plan.x, &beta, y,
+                            plan.y, y, plan.y, &plan.algorithm, workspace_.as(), workspace_bytes, stream),
                 "cublasLtMatmul");
 }
 

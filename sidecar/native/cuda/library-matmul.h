@@ -1,5 +1,5 @@
-// Matrix products by cuBLASLt. The algorithm of a shape is picked by timing the library's suggestions when the shape is
-// first met, and remembered on disk.
+// Matrix products by cuBLASLt. The algorithm of a shape is picked by timing the library's suggestions when the shape
+// is first met, and remembered on disk.
 
 #pragma once
 
@@ -30,9 +30,7 @@ struct ProductShape {
   bool is_accumulating;
   bool has_bias;
 
-  auto tie() const {
-    return std::tie(input_type, output_type, rows, outputs, inputs, is_accumulating, has_bias);
-  }
+  auto tie() const { return std::tie(input_type, output_type, rows, outputs, inputs, is_accumulating, has_bias); }
   bool operator<(const ProductShape& other) const { return tie() < other.tie(); }
 };
 
@@ -41,8 +39,8 @@ struct Product {
   void* y;
   const void* x;
   const void* weight;
-  const void* bias;            // (outputs) of output_type, or null
-  const float* x_scales;       // (rows), (outputs): F8E4M3 inputs only
+  const void* bias;       // (outputs) of output_type, or null
+  const float* x_scales;  // (rows), (outputs): F8E4M3 inputs only
   const float* weight_scales;
 };
 
@@ -78,8 +76,8 @@ class LibraryMatmul {
   CudaStream timing_stream_;
   std::vector<DeviceMemory> scratch_;  // the last one is in use; earlier ones were too small
   PlanFile file_;
-  std::map<ProductShape, std::unique_ptr<Plan>> plans_;          // exact shapes
-  std::map<ProductShape, cublaslt::Algorithm> algorithms_;       // shapes with rows rounded up to a bucket
+  std::map<ProductShape, std::unique_ptr<Plan>> plans_;     // exact shapes
+  std::map<ProductShape, cublaslt::Algorithm> algorithms_;  // shapes with rows rounded up to a bucket
 };
 
 }  // namespace kvs

@@ -66,10 +66,11 @@ void Matmuls::prepare(const kvs_weight& weight) {
   }
   const cudaDataType_t y_type = cuda_type(config_.compute_dtype);
   if (!library_.supports({CUDA_R_8F_E4M3, y_type, 256, weight.rows, weight.cols, false, false})) {
-    fail(KVS_UNSUPPORTED,
-         "no FP8 product for a (%u, %u) matrix here: both must be multiples of 16, the GPU of compute capability 9.0, "
-         "cuBLASLt 12.9 or newer",
-         weight.rows, weight.cols);
+    fail(
+        KVS_UNSUPPORTED,
+        "no FP8 product for a (%u, %u) matrix here: both must be multiples of 16, the GPU of compute capability 9.0, "
+        "cuBLASLt 12.9 or newer",
+        weight.rows, weight.cols);
   }
   grow(x_, static_cast<uint64_t>(config_.max_rows) * weight.cols, outgrown_, "FP8 activations");
   grow(x_scales_, static_cast<uint64_t>(config_.max_rows) * sizeof(float), outgrown_, "FP8 activation scales");

@@ -26,7 +26,8 @@ class Matmuls {
  public:
   Matmuls(const kvs_device_config& config, const Gpu& gpu);
 
-  /** Makes room for products with this matrix. Throws Failure(KVS_UNSUPPORTED) when there is no product for its type. */
+  /** Makes room for products with this matrix. Throws Failure(KVS_UNSUPPORTED) when there is no product for its type.
+   */
   void prepare(const kvs_weight& weight);
   /** Whether a product of this kind may be timed first, see LibraryMatmul::is_known. */
   bool is_known(const MatmulArgs& args) const;
@@ -41,9 +42,9 @@ class Matmuls {
   const Gpu gpu_;
   LibraryMatmul library_;
   DeviceMemory skinny_workspace_;
-  DeviceMemory bias_;        // a bias in the type of y
-  DeviceMemory x_;           // F8E4M3 x
-  DeviceMemory x_scales_;    // (max_rows)
+  DeviceMemory bias_;                   // a bias in the type of y
+  DeviceMemory x_;                      // F8E4M3 x
+  DeviceMemory x_scales_;               // (max_rows)
   std::vector<DeviceMemory> outgrown_;  // captured graphs may still use them
 };
 

@@ -1,5 +1,5 @@
-// kvs_rms_norm and kvs_layer_norm: one block a row. A row is read once, 16 bytes a thread, and kept in registers; rows of
-// odd sizes or addresses go element by element.
+// kvs_rms_norm and kvs_layer_norm: one block a row. A row is read once, 16 bytes a thread, and kept in registers;
+// rows of odd sizes or addresses go element by element.
 
 #include <algorithm>
 
@@ -69,7 +69,8 @@ struct HeldRow {
       if (at >= args.size) break;
       Vector<T> vector;
 #pragma unroll
-      for (uint32_t k = 0; k < width; ++k) vector.values[k] = from_float<T>(normed(values[v][k], at + k, shift, scale, args));
+      for (uint32_t k = 0; k < width; ++k)
+        vector.values[k] = from_float<T>(normed(values[v][k], at + k, shift, scale, args));
       *reinterpret_cast<Vector<T>*>(y + at) = vector;
     }
   }
@@ -154,8 +155,8 @@ kvs_status norm(kvs_device* device, uint64_t y, uint64_t x, uint32_t row_count, 
 
 extern "C" {
 
-kvs_status kvs_rms_norm(kvs_device* device, uint64_t y, uint64_t x, uint64_t weight, uint32_t row_count, uint32_t size,
-                        float epsilon) {
+kvs_status kvs_rms_norm(kvs_device* device, uint64_t y, uint64_t x, uint64_t weight, uint32_t row_count,
+                        uint32_t size, float epsilon) {
   return kvs::norm(device, y, x, row_count, "kvs_rms_norm", weight, 0, {nullptr, nullptr, size, epsilon, true});
 }
 

@@ -1,5 +1,5 @@
-// Algorithms that were found fastest, kept beside the library: a text file of one line each, "key algorithm". Keys name the
-// GPU and the version of the product library; lines that make no sense are skipped.
+// Algorithms that were found fastest, kept beside the library: a text file of one line each, "key algorithm". Keys
+// name the GPU and the version of the product library; lines that make no sense are skipped.
 
 #pragma once
 

@@ -1,8 +1,7 @@
 // Angles grow to a million radians: in float their cosines would be noise.
 
-#include "rope-table.h"
-
 #include "cuda-error.h"
+#include "rope-table.h"
 
 namespace kvs {
 
@@ -22,8 +21,8 @@ __global__ void rope_table_kernel(float* cosine, float* sine, const double* inve
 
 }  // namespace
 
-void fill_rope_table(float* cosine, float* sine, const double* inverse_frequencies, uint32_t positions, uint32_t pairs,
-                     cudaStream_t stream) {
+void fill_rope_table(float* cosine, float* sine, const double* inverse_frequencies, uint32_t positions,
+                     uint32_t pairs, cudaStream_t stream) {
   rope_table_kernel<<<1024, 256, 0, stream>>>(cosine, sine, inverse_frequencies,
                                               static_cast<uint64_t>(positions) * pairs, pairs);
   check_launch("rope_table");

@@ -8,7 +8,7 @@
 
 namespace kvs {
 
-void fill_rope_table(float* cosine, float* sine, const double* inverse_frequencies, uint32_t positions, uint32_t pairs,
-                     cudaStream_t stream);
+void fill_rope_table(float* cosine, float* sine, const double* inverse_frequencies, uint32_t positions,
+                     uint32_t pairs, cudaStream_t stream);
 
 }  // namespace kvs

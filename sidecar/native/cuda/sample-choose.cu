@@ -80,7 +80,8 @@ struct Range {
 };
 
 /** Narrows a range to that of one warp's share. The target lies below the range's end. */
-__device__ Range narrow(const LogitRow& row, const Kept& kept, const Range& range, uint64_t target, SelectMemory& memory) {
+__device__ Range narrow(const LogitRow& row, const Kept& kept, const Range& range, uint64_t target,
+                        SelectMemory& memory) {
   constexpr uint32_t warps = scan_threads / 32;
   const uint32_t share = (range.end - range.begin + warps - 1) / warps;
   const uint32_t warp = threadIdx.x / 32;
@@ -98,7 +99,8 @@ __device__ Range narrow(const LogitRow& row, const Kept& kept, const Range& rang
     memory.mass_before = before;
   }
   __syncthreads();
-  const Range narrowed{static_cast<uint32_t>(memory.list[0]), static_cast<uint32_t>(memory.list[1]), memory.mass_before};
+  const Range narrowed{static_cast<uint32_t>(memory.list[0]), static_cast<uint32_t>(memory.list[1]),
+                       memory.mass_before};
   __syncthreads();
   return narrowed;
 }
@@ -113,7 +115,8 @@ __device__ uint32_t draw(const LogitRow& row, const Kept& kept, float uniform, S
   __syncthreads();
   // uniform < 1, so the target is below the total; the product rounds, hence the minimum.
   const uint64_t total = memory.total_mass;
-  const uint64_t target = min(static_cast<uint64_t>(static_cast<double>(total) * static_cast<double>(uniform)), total - 1);
+  const uint64_t target =
+      min(static_cast<uint64_t>(static_cast<double>(total) * static_cast<double>(uniform)), total - 1);
   Range range{0, row.size, 0};
   while (range.end - range.begin > 1) range = narrow(row, kept, range, target, memory);
   return range.begin;

@@ -1,5 +1,5 @@
-// One row of logits as the sampler sees it: an order (likeliest first, of equals the lowest id) and a mass for each token, in
-// 64-bit fixed point, so that sums are exact and no result depends on the order of threads.
+// One row of logits as the sampler sees it: an order (likeliest first, of equals the lowest id) and a mass for each
+// token, in 64-bit fixed point, so that sums are exact and no result depends on the order of threads.
 
 #pragma once
 

@@ -1,6 +1,6 @@
-// Where the likeliest tokens of a row end: the token at which their number, or their mass, reaches a target. A histogram over
-// the distance to the likeliest logit finds the interval in which that happens; what lies in it is sorted. Intervals that
-// hold too much (flat or far away) are cut further by the bits of the rank, which are unique.
+// Where the likeliest tokens of a row end: the token at which their number, or their mass, reaches a target. A
+// histogram over the distance to the likeliest logit finds the interval in which that happens; what lies in it is
+// sorted. Intervals that hold too much (flat or far away) are cut further by the bits of the rank, which are unique.
 
 #pragma once
 
@@ -134,7 +134,8 @@ __device__ inline void list_interval(const LogitRow& row, SelectMemory& memory, 
 }
 
 /** The first token of the sorted list at which before + (count or mass) reaches target. */
-__device__ inline Selection find_in_list(const LogitRow& row, SelectMemory& memory, uint64_t target, bool is_by_mass) {
+__device__ inline Selection find_in_list(const LogitRow& row, SelectMemory& memory, uint64_t target,
+                                         bool is_by_mass) {
   const bool is_listed = threadIdx.x < memory.list_count;
   const uint64_t rank = memory.list[threadIdx.x];
   const uint64_t mass = is_listed ? row.mass(row.logits[id_of_rank(rank)]) : 0;
@@ -150,7 +151,8 @@ __device__ inline Selection find_in_list(const LogitRow& row, SelectMemory& memo
   return {memory.last_rank, memory.total_mass};
 }
 
-/** The likeliest tokens whose number (or mass) first reaches target, 1 to the row's size (or total mass). All threads. */
+/** The likeliest tokens whose number (or mass) first reaches target, 1 to the row's size (or total mass). All
+ * threads. */
 __device__ inline Selection select_likeliest(const LogitRow& row, SelectMemory& memory, uint64_t target,
                                              bool is_by_mass) {
   count_bins(row, memory, [&](float logit, uint64_t) { return Interval::bin_of(row, logit); });

@@ -1,12 +1,11 @@
 // kvs_sample: the stages in order, some rows at a time. Statistics, penalties and biases; sample-choose.cu chooses.
 
-#include "sample.h"
-
 #include <algorithm>
 
 #include "device.h"
 #include "sample-kernels.h"
 #include "sample-row.cuh"
+#include "sample.h"
 
 namespace kvs {
 
@@ -151,7 +150,8 @@ void sample(const SampleArgs& args) {
   const uint32_t parts_wanted = (2 * static_cast<uint32_t>(args.sm_count) + rows - 1) / rows;
   SampleStage stage{};
   stage.args = args;
-  stage.parts = std::clamp((args.vocab_size + part_size_min - 1) / part_size_min, 1u, std::min(parts_wanted, parts_max));
+  stage.parts =
+      std::clamp((args.vocab_size + part_size_min - 1) / part_size_min, 1u, std::min(parts_wanted, parts_max));
   stage.stats = reinterpret_cast<LogitStats*>(args.workspace);
   float* changed = reinterpret_cast<float*>(args.workspace + stats_bytes(rows));
   stage.changed = args.has_changes ? changed : nullptr;

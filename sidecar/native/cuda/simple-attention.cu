@@ -1,6 +1,6 @@
-// Attention in plain F32 arithmetic, for any type and size: the oracle of the fast kernels, and what serves where they
-// do not. One block for each row and head; its warps take turns at the keys, each with a softmax of its own, merged at the
-// end.
+// Attention in plain F32 arithmetic, for any type and size: the oracle of the fast kernels, and what serves where
+// they do not. One block for each row and head; its warps take turns at the keys, each with a softmax of its own,
+// merged at the end.
 
 #include "attention.h"
 #include "block-reduce.cuh"
@@ -99,7 +99,8 @@ __global__ void __launch_bounds__(threads) simple_attention_kernel(const __grid_
     for (uint32_t i = threadIdx.x; i < args.head_dim; i += threads) y[i] = from_float<T>(0.0f);
     return;
   }
-  for (uint32_t i = threadIdx.x; i < args.head_dim; i += threads) q[i] = to_float(static_cast<const T*>(args.q)[at + i]);
+  for (uint32_t i = threadIdx.x; i < args.head_dim; i += threads)
+    q[i] = to_float(static_cast<const T*>(args.q)[at + i]);
   const uint32_t position = static_cast<uint32_t>(args.step.row_position[row]);
   const uint32_t first = args.window != 0 && position >= args.window ? position - args.window + 1 : 0;
   const int32_t* table = args.step.block_table + args.step.sequences[sequence].table_begin;
@@ -112,14 +113,16 @@ __global__ void __launch_bounds__(threads) simple_attention_kernel(const __grid_
     __syncthreads();
     turn_query(turned, q, position - base, args);
     __syncthreads();
-    const Kv* keys = reinterpret_cast<const Kv*>(args.kv + static_cast<uint64_t>(table[j]) * args.block_stride_bytes) +
-                     kv_head * head_elements;
+    const Kv* keys =
+        reinterpret_cast<const Kv*>(args.kv + static_cast<uint64_t>(table[j]) * args.block_stride_bytes) +
+        kv_head * head_elements;
     const Kv* values = keys + args.kv_heads * head_elements;
     for (uint32_t o = threadIdx.x / 32; o < args.block_tokens && base + o <= position; o += warps) {
       if (base + o < first) continue;
       const uint64_t token = static_cast<uint64_t>(o) * args.head_dim;
       const float distance = static_cast<float>(base + o) - static_cast<float>(position);
-      running.add(args.scale * dot(turned, keys + token, args.head_dim) + slope * distance, values + token, args.head_dim);
+      running.add(args.scale * dot(turned, keys + token, args.head_dim) + slope * distance, values + token,
+                  args.head_dim);
     }
   }
   merge(y, running, sums, args.head_dim);

@@ -1,4 +1,5 @@
-// Matrix products of few rows, bound by the bytes of the weights: y (rows, outputs) = x (rows, inputs) weight^T + bias.
+// Matrix products of few rows, bound by the bytes of the weights: y (rows, outputs) = x (rows, inputs) weight^T +
+// bias.
 
 #pragma once
 
@@ -11,13 +12,13 @@
 namespace kvs {
 
 struct SkinnyMatmulArgs {
-  void* y;              // (rows, outputs) of y_dtype
-  const void* x;        // (rows, inputs) of x_dtype, 16-byte aligned
-  const void* weight;   // (outputs, inputs) row-major of weight_dtype, 256-byte aligned, rows without padding
-  const float* scales;  // (outputs) F32, F8E4M3 weights only: value = scale[output] * stored
-  const float* bias;    // (outputs) F32 or null
-  kvs_dtype y_dtype;    // x_dtype or F32
-  kvs_dtype x_dtype;    // F16 or BF16
+  void* y;                 // (rows, outputs) of y_dtype
+  const void* x;           // (rows, inputs) of x_dtype, 16-byte aligned
+  const void* weight;      // (outputs, inputs) row-major of weight_dtype, 256-byte aligned, rows without padding
+  const float* scales;     // (outputs) F32, F8E4M3 weights only: value = scale[output] * stored
+  const float* bias;       // (outputs) F32 or null
+  kvs_dtype y_dtype;       // x_dtype or F32
+  kvs_dtype x_dtype;       // F16 or BF16
   kvs_dtype weight_dtype;  // x_dtype or F8E4M3
   uint32_t rows;
   uint32_t outputs;

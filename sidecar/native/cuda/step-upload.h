@@ -1,5 +1,5 @@
-// A step's way to the device: from the caller's page-locked memory on a stream of its own, so that it travels while the
-// step before still computes, then spread to the fixed arrays that kernels and captured graphs read.
+// A step's way to the device: from the caller's page-locked memory on a stream of its own, so that it travels while
+// the step before still computes, then spread to the fixed arrays that kernels and captured graphs read.
 
 #pragma once
 

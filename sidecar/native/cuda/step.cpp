@@ -37,7 +37,8 @@ StepFacts facts_of(const StepInput& input) {
 
 extern "C" {
 
-kvs_status kvs_write_tokens(kvs_device* device, uint32_t slot, uint32_t position, const int32_t* ids, uint32_t count) {
+kvs_status kvs_write_tokens(kvs_device* device, uint32_t slot, uint32_t position, const int32_t* ids,
+                            uint32_t count) {
   return with_device(device, [&](kvs_device& d) {
     require(slot < d.config.max_sequences, "no token slot %u of %u", slot, d.config.max_sequences);
     require(ids != nullptr && position <= d.token_stride() && count <= d.token_stride() - position,
