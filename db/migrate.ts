@@ -6,6 +6,7 @@ import { fileURLToPath } from "node:url";
 import { sql } from "drizzle-orm";
 import { drizzle } from "drizzle-orm/postgres-js";
 import { migrate as applyMigrations } from "drizzle-orm/postgres-js/migrator";
+import type postgres from "postgres";
 import type { Orm } from "./client.ts";
 import { connect, DatabaseUnavailable, errorCode, isConnectionFailure } from "./client.ts";
 import { accounts } from "./schema.ts";
@@ -19,6 +20,11 @@ const LOCK_KEY = 0x6b7661736972;
 /** The account of every request, until there are keys. */
 export const DEFAULT_ACCOUNT = "default";
 
+/** The database answers, but not as it should: wrong password, no such database, no rights. */
+export class DatabaseRefused extends Error {
+  override name = "DatabaseRefused";
+}
+
 /** The database was made by a newer Kvasir. */
 export class SchemaTooNew extends Error {
   override name = "SchemaTooNew";
@@ -26,10 +32,10 @@ export class SchemaTooNew extends Error {
 
 /**
  * Applies the migrations that are missing and makes the default account with its random salt.
- * Throws SchemaTooNew, or DatabaseUnavailable.
+ * Throws SchemaTooNew, DatabaseRefused, or DatabaseUnavailable.
  */
 export async function migrate(url: string, connectTimeoutMs = 5000): Promise<void> {
-  const client = connect({ url, connectTimeoutMs }, 1);
+  const client = open(url, connectTimeoutMs);
   const orm = drizzle(client);
   try {
     await orm.execute(sql`select pg_advisory_lock(${LOCK_KEY}::bigint)`);
@@ -41,12 +47,7 @@ export async function migrate(url: string, connectTimeoutMs = 5000): Promise<voi
       .values({ id: uuidv7(), name: DEFAULT_ACCOUNT, salt })
       .onConflictDoNothing();
   } catch (error) {
-    if (!isConnectionFailure(error)) throw error;
-    throw new DatabaseUnavailable(
-      `cannot reach the database at ${withoutPassword(url)} (${errorCode(error)}): ` +
-        "start it, or set DATABASE_URL",
-      { cause: error },
-    );
+    throw explain(error, withoutPassword(url));
   } finally {
     await client.end({ timeout: 1 }); // the lock goes with its connection
   }
@@ -74,6 +75,27 @@ async function refuseNewerSchema(orm: Orm): Promise<void> {
         "update Kvasir, or point DATABASE_URL at another database",
     );
   }
+}
+
+function open(url: string, connectTimeoutMs: number): postgres.Sql {
+  try {
+    return connect({ url, connectTimeoutMs }, 1);
+  } catch (error) {
+    throw new DatabaseRefused(`${withoutPassword(url)} is not the URL of a database`, { cause: error });
+  }
+}
+
+/** For the person who set the URL. */
+function explain(error: unknown, url: string): unknown {
+  if (isConnectionFailure(error)) {
+    const message = `cannot reach the database at ${url} (${errorCode(error)}): start it, or set DATABASE_URL`;
+    return new DatabaseUnavailable(message, { cause: error });
+  }
+  for (let cause = error; cause instanceof Error; cause = cause.cause) {
+    if (cause.name !== "PostgresError") continue;
+    return new DatabaseRefused(`the database at ${url} cannot be used: ${cause.message}`, { cause: error });
+  }
+  return error;
 }
 
 /** The URL as it may be shown. */

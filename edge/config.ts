@@ -79,6 +79,9 @@ export function readEdgeConfig(
   if (databaseUrl === null) {
     throw new OptionError("DATABASE_URL is not set: it must name the PostgreSQL for conversations");
   }
+  if (!/^postgres(ql)?:\/\//.test(databaseUrl)) {
+    throw new OptionError("DATABASE_URL must be postgres://USER:PASSWORD@HOST:PORT/DATABASE");
+  }
   return Object.freeze({
     host,
     port: values.integer("port", 0, 65535),

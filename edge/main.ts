@@ -4,7 +4,7 @@
 import process from "node:process";
 import { OptionError } from "../config/options.ts";
 import { DatabaseUnavailable } from "../db/client.ts";
-import { SchemaTooNew } from "../db/migrate.ts";
+import { DatabaseRefused, SchemaTooNew } from "../db/migrate.ts";
 import { createApp } from "./app.ts";
 import { edgeHelp, isLoopback, publicConfig, readEdgeConfig } from "./config.ts";
 import { serve } from "./serve.ts";
@@ -80,6 +80,7 @@ if (import.meta.main) {
     const isForPeople =
       error instanceof OptionError ||
       error instanceof DatabaseUnavailable ||
+      error instanceof DatabaseRefused ||
       error instanceof SchemaTooNew ||
       isListenError(error);
     console.error("edge:", isForPeople ? (error as Error).message : error);

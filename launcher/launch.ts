@@ -11,9 +11,9 @@ import { describeReady } from "./banner.ts";
 import { type LauncherConfig, secretPath } from "./config.ts";
 import { lockDataDirectory } from "./data-directory.ts";
 import { checkPortFree, whenEdgeReady } from "./edge-endpoint.ts";
-import { Service } from "./service.ts";
 import { StartError } from "./start-error.ts";
 import type { StopSignal } from "./stop-signal.ts";
+import { Supervisor } from "./supervisor.ts";
 
 /** A part's own limit comes first; this much later it is killed. */
 const STOP_GRACE_MS = 5000;
@@ -73,20 +73,21 @@ async function startParts(config: LauncherConfig, options: LaunchOptions, parts:
   await migrate(databaseUrl);
   stop.orderly.throwIfAborted();
 
-  const secret = config.secret ?? loadSecret(secretPath(dataDirectory));
+  const secret = config.secret ?? ownSecret(dataDirectory);
   const shared = { ...environment, KVASIR_SIDECAR_SECRET: secret };
   const startService = async (
     name: "edge" | "sidecar",
     args: readonly string[],
     added: Readonly<Record<string, string>>,
   ) => {
-    const service = new Service({
+    const service = new Supervisor({
       name,
       program: programs[name],
       arguments: args,
       environment: { ...shared, ...added },
       stopTimeoutMs,
       onLine: (line) => say(line.startsWith(name) ? line : `${name}: ${line}`),
+      say,
     });
     parts.push(service);
     return await service.ready(stop.orderly);
@@ -98,6 +99,15 @@ async function startParts(config: LauncherConfig, options: LaunchOptions, parts:
   });
   const models = await whenEdgeReady(edgeUrl, stop.orderly);
   say(describeReady(config, edgeUrl, models));
+}
+
+/** Throws StartError. */
+function ownSecret(dataDirectory: string): string {
+  try {
+    return loadSecret(secretPath(dataDirectory));
+  } catch (error) {
+    throw new StartError((error as Error).message);
+  }
 }
 
 async function startPostgres(

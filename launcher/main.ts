@@ -4,7 +4,7 @@ import process from "node:process";
 import { OptionError } from "../config/options.ts";
 import { DatabaseUnavailable } from "../db/client.ts";
 import { PostgresError } from "../db/embedded-postgres.ts";
-import { SchemaTooNew } from "../db/migrate.ts";
+import { DatabaseRefused, SchemaTooNew } from "../db/migrate.ts";
 import { BuildError } from "../sidecar/build-native.ts";
 import { launcherHelp, readLauncherConfig } from "./config.ts";
 import { launch } from "./launch.ts";
@@ -12,7 +12,9 @@ import { StartError } from "./start-error.ts";
 import { listenForStop } from "./stop-signal.ts";
 
 /** Whose message is for the person who typed the command, without a stack. */
-const EXPECTED = [StartError, OptionError, BuildError, PostgresError, DatabaseUnavailable, SchemaTooNew];
+const EXPECTED = [
+  StartError, OptionError, BuildError, PostgresError, DatabaseUnavailable, DatabaseRefused, SchemaTooNew,
+];
 
 async function main(): Promise<void> {
   const config = readLauncherConfig(process.argv.slice(2), process.env);

@@ -11,6 +11,8 @@ import { addCounts, type Counts, countTests } from "./test-counts.ts";
 
 const ROOT = fileURLToPath(new URL("..", import.meta.url));
 const TOOLS = join(ROOT, "node_modules", ".bin");
+/** For each test, on a busy machine. */
+const TEST_TIMEOUT_MS = 120_000;
 
 let running: ChildProcess | null = null;
 
@@ -59,7 +61,7 @@ async function main(testArguments: readonly string[]): Promise<Counts> {
     }
   });
   console.log("\n== tests: bun test");
-  const { code, output } = await runBun(["test", ...testArguments]);
+  const { code, output } = await runBun(["test", `--timeout=${TEST_TIMEOUT_MS}`, ...testArguments]);
   return [types, lint, library, countTests(output, code)].reduce(addCounts);
 }
 

@@ -3,7 +3,7 @@
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { sql } from "drizzle-orm";
 import { Database, DatabaseUnavailable, errorCode } from "../../db/client.ts";
-import { migrate, SchemaTooNew } from "../../db/migrate.ts";
+import { DatabaseRefused, migrate, SchemaTooNew } from "../../db/migrate.ts";
 import * as queries from "../../db/queries.ts";
 import * as turns from "../../db/turns.ts";
 import { uuidv7 } from "../../db/uuid.ts";
@@ -124,6 +124,27 @@ describe("migrate", () => {
     expect(error).toBeInstanceOf(DatabaseUnavailable);
     expect(error.message).toContain("kvasir:***@127.0.0.1:1");
     expect(error.message).not.toContain("hush");
+  });
+});
+
+describe("a database that does not let us in", () => {
+  const cases: [change: (url: URL) => void, message: string][] = [
+    [(url) => (url.pathname = "/nowhere"), 'database "nowhere" does not exist'],
+    [(url) => (url.username = "nobody"), 'role "nobody" does not exist'],
+  ];
+
+  test.each(cases)("case %#: is told in one line, without the password", async (change, message) => {
+    const url = new URL(pg.url);
+    url.password = "hush";
+    change(url);
+    const error = (await migrate(url.href).catch((e: unknown) => e)) as Error;
+    expect(error).toBeInstanceOf(DatabaseRefused);
+    expect(error.message).toContain(message);
+    expect(error.message).not.toContain("hush");
+  });
+
+  test("whose URL is none", async () => {
+    await expect(migrate("postgres://host:port/db")).rejects.toThrow(DatabaseRefused);
   });
 });
 

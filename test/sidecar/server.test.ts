@@ -138,10 +138,11 @@ describe("SidecarServer with requests", () => {
   test("answers what cannot work with an error on the stream", async () => {
     const { server, engine } = startServer();
     const edge = await greeted(server);
+    const tooLong = [{ role: "user" as const, content: "x".repeat(64) }];
     const cases: [EdgeFrame, string, string][] = [
       [submit(1, { model: "other" }), "invalid_request", "this sidecar serves tiny, not other"],
       [submit(2, { messages: [{ role: "user", content: "refused" }] }), "invalid_request", "chat template refused"],
-      [submit(3, { messages: [{ role: "user", content: "x".repeat(64) }] }), "context_length_exceeded", "64 tokens"],
+      [submit(3, { messages: tooLong, truncation: "disabled" }), "context_length_exceeded", "64 tokens, but the messages"],
       [submit(4, { sampling: { logitBias: [[MODEL.vocabSize, 1]] } }), "invalid_request", "logit_bias names token"],
     ];
     for (const [frame, code, message] of cases) {

@@ -14,6 +14,7 @@ import { SidecarServer, type SidecarServerOptions } from "../../sidecar/server.t
 import { cacheReport } from "./cache-report.ts";
 import { byteToken, FAKE_SPECIALS, FAKE_TOKENIZER_VOCAB, fakeTokenizer } from "./fake-tokenizer.ts";
 import { submitRequest } from "./submit-request.ts";
+import { Watch } from "./watch.ts";
 
 export const SECRET = "a secret of the test";
 export const MODEL: ModelInfo = {
@@ -29,20 +30,6 @@ export function onCleanup(cleanup: () => unknown): void {
 /** To be called after each test. */
 export async function cleanUp(): Promise<void> {
   for (const cleanup of cleanups.splice(0).toReversed()) await cleanup();
-}
-
-/** Notes what happens; who waits for a condition looks again at each change. */
-export class Watch {
-  readonly #waiting = new Set<() => void>();
-
-  notify(): void {
-    for (const wake of this.#waiting) wake();
-    this.#waiting.clear();
-  }
-
-  async until(condition: () => boolean): Promise<void> {
-    while (!condition()) await new Promise<void>((resolve) => this.#waiting.add(resolve));
-  }
 }
 
 /** An engine that does nothing but remember. */
@@ -110,7 +97,7 @@ export function startServer(changes: Partial<SidecarServerOptions> = {}) {
     { engine, prompts, tokenizer, lineage, holdings },
     {
       name: "sidecar-test", host: "127.0.0.1", port: 0, secret: SECRET, model: MODEL, maxRequests: 8,
-      slowEdgeTimeoutMs: 60_000, ...changes,
+      slowEdgeTimeoutMs: 60_000, cacheTtlMs: null, ...changes,
     },
   );
   onCleanup(() => server.drain(0));

@@ -1,0 +1,5 @@
+// The stand-in for an edge.
+
+import { runPart } from "./part.ts";
+
+runPart("edge");

@@ -1,0 +1,5 @@
+// The stand-in for a sidecar.
+
+import { runPart } from "./part.ts";
+
+runPart("sidecar");
