@@ -126,6 +126,8 @@ export const requests = pgTable(
     loadedBytes: bigint("loaded_bytes", { mode: "number" }),
     /** Tokens that had left the view by the end, because the context window was full. */
     droppedTokens: integer("dropped_tokens"),
+    /** Such a view was lost and computed afresh from what it still shows. */
+    viewRestarted: boolean("view_restarted"),
     /** The client's wishes for the cache of this conversation; null: none. */
     cacheTtlS: integer("cache_ttl_s"),
     cachePriority: integer("cache_priority"),

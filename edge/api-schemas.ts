@@ -40,6 +40,7 @@ const extensions = z.object({
       predicted_recompute_ms: z.number().nullable(),
       loaded_bytes: z.int(),
       dropped_tokens: z.int().describe("left the view, because the context window was full"),
+      view_restarted: z.boolean().describe("a view that had dropped tokens was lost, and computed afresh"),
     })
     .describe("what was done about the cached part of the prompt, and what had been expected"),
   timings: z.object({

@@ -128,6 +128,7 @@ function extensions({ done, sidecar, turn }: Outcome): object {
       predicted_recompute_ms: cache.predictedRecomputeMs,
       loaded_bytes: cache.loadedBytes,
       dropped_tokens: cache.droppedTokens,
+      view_restarted: cache.isViewRestarted,
     },
     timings: {
       queue_ms: timings.queueMs,

@@ -242,5 +242,6 @@ function doneFields({ usage, timings, finishReasons, missReasons, cache }: Done)
     predictedRecomputeMs: cache.predictedRecomputeMs,
     loadedBytes: cache.loadedBytes,
     droppedTokens: cache.droppedTokens,
+    viewRestarted: cache.isViewRestarted,
   };
 }

@@ -1,6 +1,6 @@
 // Migrations, queries, turns and the pool's view of the database's health, against a real PostgreSQL.
 
-import { afterAll, beforeAll, describe, expect, test } from "bun:test";
+import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { sql } from "drizzle-orm";
 import { Database, DatabaseUnavailable, errorCode } from "../../db/client.ts";
 import { DatabaseRefused, migrate, SchemaTooNew } from "../../db/migrate.ts";
@@ -9,6 +9,8 @@ import * as turns from "../../db/turns.ts";
 import { uuidv7 } from "../../db/uuid.ts";
 import type { TestPostgres } from "../support/postgres.ts";
 import { startPostgres } from "../support/postgres.ts";
+
+setDefaultTimeout(60_000);
 
 let pg: TestPostgres;
 let db: Database;

@@ -1,7 +1,7 @@
 // The views for psql and the sidecars' samples, with numbers that can be checked by hand; and a database of an
 // earlier version, which keeps its rows.
 
-import { afterAll, beforeAll, describe, expect, test } from "bun:test";
+import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { cpSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -17,6 +17,8 @@ import { recordSidecarStats, STATS_DAYS_MAX } from "../../db/sidecar-stats.ts";
 import type { RequestRow } from "../../db/turns.ts";
 import { uuidv7 } from "../../db/uuid.ts";
 import { startPostgres, type TestPostgres } from "../support/postgres.ts";
+
+setDefaultTimeout(60_000);
 
 const MIGRATIONS = new URL("../../migrations", import.meta.url).pathname;
 /** The first versions had these. */

@@ -1,12 +1,14 @@
 // The `openai` client against edges that run as processes, one on Bun and one on Deno, over one
 // database: both must behave the same to the byte that a client sees.
 
-import { afterAll, afterEach, beforeAll, describe, expect, test } from "bun:test";
+import { afterAll, afterEach, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import OpenAI, { APIError, NotFoundError, RateLimitError } from "openai";
 import { type EdgeProcess, RUNTIMES, spawnEdge, startEdgeProcess } from "../support/edge-process.ts";
 import { echo, FAKE_MODEL, FakeSidecar } from "../support/fake-sidecar.ts";
 import type { TestPostgres } from "../support/postgres.ts";
 import { startPostgres } from "../support/postgres.ts";
+
+setDefaultTimeout(60_000);
 
 let pg: TestPostgres;
 let sidecar: FakeSidecar;

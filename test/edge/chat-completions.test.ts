@@ -1,6 +1,6 @@
 // POST /v1/chat/completions against a scripted sidecar and a real database.
 
-import { afterAll, afterEach, beforeAll, describe, expect, test } from "bun:test";
+import { afterAll, afterEach, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { sql } from "drizzle-orm";
 import * as schemas from "../../edge/api-schemas.ts";
 import { FakeSidecar, echo } from "../support/fake-sidecar.ts";
@@ -8,6 +8,8 @@ import { errorOf, readEvents, startEdge, type TestEdge, user } from "../support/
 import { violations } from "../support/openai-schemas.ts";
 import type { TestPostgres } from "../support/postgres.ts";
 import { startPostgres } from "../support/postgres.ts";
+
+setDefaultTimeout(60_000);
 
 let pg: TestPostgres;
 let sidecar: FakeSidecar;
@@ -72,6 +74,7 @@ describe("a plain answer", () => {
   test("says what the cache chose and expected, in the answer and in the request row", async () => {
     const cache = {
       choice: "split", predictedLoadMs: 12.5, predictedRecomputeMs: 80, loadedBytes: 2 ** 40, droppedTokens: 128,
+      isViewRestarted: true,
     } as const;
     sidecar.script = (stream) => stream.done({ cache });
     const kvasir = { cache_ttl_s: 3600, priority: 2 };
@@ -79,6 +82,7 @@ describe("a plain answer", () => {
     schemas.chatCompletion.parse(body);
     expect(body.kvasir.cache).toEqual({
       choice: "split", predicted_load_ms: 12.5, predicted_recompute_ms: 80, loaded_bytes: 2 ** 40, dropped_tokens: 128,
+      view_restarted: true,
     });
     expect(sidecar.submits.at(-1)).toMatchObject({ cacheTtlS: 3600, priority: 2 });
     expect(await lastRequestRow()).toMatchObject({
@@ -87,6 +91,7 @@ describe("a plain answer", () => {
       predicted_recompute_ms: 80,
       loaded_bytes: String(2 ** 40),
       dropped_tokens: 128,
+      view_restarted: true,
       cache_ttl_s: 3600,
       cache_priority: 2,
     });

@@ -1,7 +1,7 @@
 // Conversations from the client's side: stored turns, branches, deletes, two turns at once, and a
 // database that goes away and comes back.
 
-import { afterAll, afterEach, beforeAll, describe, expect, test } from "bun:test";
+import { afterAll, afterEach, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { sql } from "drizzle-orm";
 import postgres from "postgres";
 import * as schemas from "../../edge/api-schemas.ts";
@@ -11,6 +11,8 @@ import { errorOf, parseEvents, readEvents, startEdge, type TestEdge, user } from
 import { violations } from "../support/openai-schemas.ts";
 import type { TestPostgres } from "../support/postgres.ts";
 import { startPostgres } from "../support/postgres.ts";
+
+setDefaultTimeout(60_000);
 
 let pg: TestPostgres;
 let sidecar: FakeSidecar;

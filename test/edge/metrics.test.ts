@@ -1,12 +1,14 @@
 // What the edge counts and shows to Prometheus, and what it keeps of its sidecars' statistics.
 
-import { afterAll, beforeAll, describe, expect, test } from "bun:test";
+import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { sql } from "drizzle-orm";
 import { Counter, fixedSeries, Histogram, render } from "../../edge/prometheus.ts";
 import { StatsSampler } from "../../edge/stats-sampler.ts";
 import { startEdge, type TestEdge, user } from "../support/edge.ts";
 import { FakeSidecar } from "../support/fake-sidecar.ts";
 import { startPostgres, type TestPostgres } from "../support/postgres.ts";
+
+setDefaultTimeout(60_000);
 
 let pg: TestPostgres;
 let sidecar: FakeSidecar;

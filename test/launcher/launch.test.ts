@@ -1,7 +1,7 @@
 // Starting all parts, watching them, stopping them in reverse: with stand-ins for edge and sidecar, and a real
 // database.
 
-import { afterAll, afterEach, beforeAll, describe, expect, test } from "bun:test";
+import { afterAll, afterEach, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { createServer } from "node:net";
 import { tmpdir } from "node:os";
@@ -11,6 +11,8 @@ import { launch } from "../../launcher/launch.ts";
 import { StartError } from "../../launcher/start-error.ts";
 import { startPostgres, type TestPostgres } from "../support/postgres.ts";
 import { Watch } from "../support/watch.ts";
+
+setDefaultTimeout(60_000);
 
 const PARTS = join(import.meta.dir, "../support/parts");
 const programs = { edge: join(PARTS, "edge.ts"), sidecar: join(PARTS, "sidecar.ts") };

@@ -9,6 +9,7 @@ export function cacheReport(changes: Partial<CacheReport> = {}): CacheReport {
     predictedRecomputeMs: null,
     loadedBytes: 0,
     droppedTokens: 0,
+    isViewRestarted: false,
     ...changes,
   };
 }
