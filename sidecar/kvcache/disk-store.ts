@@ -42,6 +42,8 @@ export type DiskOutcome = "ok" | "io" | "corrupt" | "timeout" | "no-space";
 export interface DiskEvent {
   readonly kind: "read" | "write" | "erase" | "released";
   readonly slot: number;
+  /** The operation's memory; 0 of an erase. */
+  readonly address: HostAddress;
   readonly outcome: DiskOutcome;
   /** Transferred. */
   readonly bytes: number;
@@ -94,6 +96,7 @@ export class DiskStore {
   /** Erases written, and not yet synced: one sync serves all that were written before it. */
   #unsynced: Operation[] = [];
   #syncing: Operation[] = [];
+  /** Of the sync in flight, or 0: one at a time, also when all erases that wait for it were given up. */
   #syncTag = 0;
   #nextTag = 1;
   #generation = 1;
@@ -212,10 +215,11 @@ export class DiskStore {
   }
 
   #submitSync(): void {
-    if (this.#syncing.length > 0 || this.#unsynced.length === 0) return;
-    this.#syncTag = this.#nextTag++;
-    const request = { offsetBytes: 0, address: 0 as HostAddress, bytes: 0, operation: "sync" } as const;
-    if (this.io.submit([{ tag: this.#syncTag, ...request }]) === 0) return;
+    if (this.#syncTag !== 0 || this.#unsynced.length === 0) return;
+    const tag = this.#nextTag++;
+    const request = { tag, offsetBytes: 0, address: 0 as HostAddress, bytes: 0, operation: "sync" } as const;
+    if (this.io.submit([request]) === 0) return;
+    this.#syncTag = tag;
     this.#syncing = this.#unsynced;
     this.#unsynced = [];
   }
@@ -261,6 +265,7 @@ export class DiskStore {
   #completeSync(status: number, nowMs: number): void {
     const synced = this.#syncing;
     this.#syncing = [];
+    this.#syncTag = 0;
     for (const operation of synced) this.#end(operation, outcomeOf(status), nowMs);
   }
 
@@ -341,7 +346,8 @@ export class DiskStore {
   #report(operation: Operation, kind: DiskEvent["kind"], outcome: DiskOutcome, nowMs: number): void {
     const bytes = outcome === "ok" && kind !== "erase" ? this.options.slotBytes : 0;
     const elapsedMs = nowMs - operation.startedAtMs;
-    this.#events.push({ kind, slot: operation.slot, outcome, bytes, elapsedMs });
+    const { slot, address } = operation;
+    this.#events.push({ kind, slot, address, outcome, bytes, elapsedMs });
   }
 }
 
