@@ -30,7 +30,7 @@ export function createApp(services: Services, pendingDeletes: PendingDeletes): O
   app.use(requestId());
   app.use(async (c, next) => {
     await next();
-    metrics.countHttp(c.req.method, routePath(c, -1), c.res.status);
+    metrics.countHttp(c.req.method, routePath(c), c.res.status);
   });
   app.use(secureHeaders({ strictTransportSecurity: false })); // TLS is the proxy's business
   app.get("/healthz", getHealth);

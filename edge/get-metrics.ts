@@ -21,7 +21,7 @@ const KNOWN_STATS: Readonly<Record<string, readonly [type: SeriesType, name: str
 export async function getMetrics(c: Context, services: Services): Promise<Response> {
   const { metrics, sidecars } = services;
   const stats = await Promise.all(sidecars.clients.map(statsOf));
-  const text = render([...metrics.series, ...edgeSeries(services), ...sidecarSeries(stats)]);
+  const text = render([...metrics.series, ...edgeSeries(services), cacheUsage(stats), ...sidecarSeries(stats)]);
   return c.body(text, 200, { "content-type": EXPOSITION_TYPE });
 }
 
@@ -44,6 +44,24 @@ function edgeSeries({ database, drain, sidecars, turns }: Services): Series[] {
     fixedSeries("gauge", "kvasir_sidecar_up", "1: this edge is connected to the sidecar.", up),
     fixedSeries("gauge", "kvasir_edge_streams", "Answers in progress on this edge's connection to a sidecar.", inFlight),
   ];
+}
+
+/** Of the gpu tier what running sequences hold, as other servers count it; of the others what is filled. */
+function cacheUsage(all: readonly SidecarStats[]): Series {
+  const share = (part: unknown, whole: unknown) =>
+    typeof part === "number" && typeof whole === "number" && whole > 0 ? part / whole : null;
+  const samples = all.flatMap(({ sidecar, stats }) => {
+    const available = share(stats["gpuBlocksAvailable"], stats["gpuBlocks"]);
+    const byTier: Readonly<Record<string, number | null>> = {
+      gpu: available === null ? null : 1 - available,
+      host: share(stats["hostBlocksUsed"], stats["hostBlocks"]),
+      disk: share(stats["diskBlocksUsed"], stats["diskBlocks"]),
+    };
+    return Object.entries(byTier).flatMap(([tier, value]): [Labels, number][] =>
+      value === null ? [] : [[{ sidecar, tier }, value]],
+    );
+  });
+  return fixedSeries("gauge", "kvasir_kv_cache_usage_perc", "Share of a tier's KV blocks in use, 0 to 1.", samples);
 }
 
 /** One series per statistic, with a sample per sidecar that has it. */

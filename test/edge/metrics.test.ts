@@ -73,6 +73,8 @@ describe("GET /metrics", () => {
     sidecar.script = (stream) => stream.error("queue_full", "full");
     await edge.chat({});
     await edge.request("/v1/conversations/nope");
+    await edge.request("/healthz");
+    await edge.request("/healthz", { headers: { host: "elsewhere" } });
     const metrics = await scrape(edge);
     const expected = {
       'kvasir_request_success_total{model="tiny",finished_reason="stop"}': 2,
@@ -90,6 +92,7 @@ describe("GET /metrics", () => {
       'kvasir_http_requests_total{method="POST",route="/v1/chat/completions",status="200"}': 2,
       'kvasir_http_requests_total{method="POST",route="/v1/chat/completions",status="429"}': 1,
       'kvasir_http_requests_total{method="GET",route="/v1/conversations/:id",status="404"}': 1,
+      'kvasir_http_requests_total{method="GET",route="/healthz",status="200"}': 2,
       kvasir_edge_answers: 0,
       kvasir_database_up: 1,
     };
@@ -100,12 +103,19 @@ describe("GET /metrics", () => {
     const gone = new FakeSidecar({ name: "gone" });
     const own = await startEdge(pg.url, [sidecar, gone]);
     await own.chat({ ...user("hi") }); // by now both have said hello
-    sidecar.stats = { runningSequences: 3, tokensGenerated: 7, disk: { blocksUsed: 5, name: "x" }, list: [1] };
+    const tiers = { gpuBlocks: 8, gpuBlocksAvailable: 6, hostBlocks: 10, hostBlocksUsed: 1, diskBlocks: 0 };
+    const nested = { disk: { blocksUsed: 5, name: "x" }, list: [1] };
+    sidecar.stats = { runningSequences: 3, tokensGenerated: 7, ...tiers, ...nested };
     await gone.stop();
     const metrics = await scrape(own);
     expect(metrics.get('kvasir_num_requests_running{sidecar="fake"}')).toBe(3);
     expect(metrics.get('kvasir_sidecar_tokens_generated{sidecar="fake"}')).toBe(7);
     expect(metrics.get('kvasir_sidecar_disk_blocks_used{sidecar="fake"}')).toBe(5);
+    const usage = [...metrics].filter(([name]) => name.startsWith("kvasir_kv_cache_usage_perc"));
+    expect(usage).toEqual([
+      ['kvasir_kv_cache_usage_perc{sidecar="fake",tier="gpu"}', 0.25],
+      ['kvasir_kv_cache_usage_perc{sidecar="fake",tier="host"}', 0.1],
+    ]);
     const up = [...metrics].filter(([name]) => name.startsWith("kvasir_sidecar_up"));
     expect(up.map(([, value]) => value).toSorted()).toEqual([0, 1]);
     await own.close();
