@@ -21,6 +21,8 @@ const LINEAGE_SEGMENTS_MAX = 500_000;
 /** Blocks and segments that conversations hold; some 60 bytes each. */
 const HOLDINGS_ITEMS_MAX = 2_000_000;
 const SLOW_EDGE_TIMEOUT_MS = 30_000;
+/** A stop waits so long for the disk tier to take what is still in memory. */
+const FLUSH_TIMEOUT_MS = 10_000;
 
 async function main(): Promise<void> {
   const config = readSidecarConfig(process.argv.slice(2), process.env);
@@ -69,6 +71,7 @@ async function main(): Promise<void> {
         created: Math.floor(Date.now() / 1000),
       },
       maxRequests: config.maxNumSeqs + config.maxWaiting,
+      cacheTtlMs: config.cache.ttlMs,
       slowEdgeTimeoutMs: SLOW_EDGE_TIMEOUT_MS,
     },
   );
@@ -76,7 +79,7 @@ async function main(): Promise<void> {
   await stopSignal();
   say("stopping: waiting for answers in progress");
   await server.drain(config.drainTimeoutMs);
-  await engine.stop();
+  await engine.stop(FLUSH_TIMEOUT_MS);
   lineage.close();
   holdings.close();
   tokenizer.close();
@@ -106,20 +109,24 @@ function startEngine(
       computeDtype: config.computeDtype,
       threads: config.threads,
       gpuIndex: config.gpuIndex,
+      cache: { ...config.cache, hostName: sharedMemoryName(config) },
     },
     { onEvents, onProgress: say, onFailure: fail },
   );
 }
 
 function describeEngine(ready: EngineReady, config: SidecarConfig): void {
-  const kvMebibytes = Math.round((ready.gpuBlocks * ready.blockBytes) / 2 ** 20);
   say(`device: ${JSON.stringify(ready.device)}`);
   say(
     `model: ${ready.maxModelLen} tokens of context, KV cache ${ready.kvDtype}, loaded in ${Math.round(ready.loadMs)} ms`,
   );
-  say(
-    `KV blocks: ${ready.gpuBlocks} of ${config.blockTokens} tokens (${kvMebibytes} MiB); at most ${config.maxNumSeqs} sequences at once, ${config.maxWaiting} waiting`,
-  );
+  say(`requests: at most ${config.maxNumSeqs} sequences at once, ${config.maxWaiting} waiting`);
+}
+
+/** The host tier's name: another one for each data directory of each user. */
+function sharedMemoryName({ dataDirectory, cache }: SidecarConfig): string {
+  const hasher = new Bun.CryptoHasher("sha256").update(`${process.getuid?.() ?? 0}\0${dataDirectory}\0${cache.diskPath}`);
+  return `/kvasir-${hasher.digest("hex").slice(0, 24)}`;
 }
 
 /** SIGINT or SIGTERM; or the end of standard input when a parent holds it open, so that nothing outlives the launcher. */

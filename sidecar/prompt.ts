@@ -51,7 +51,7 @@ export class PromptBuilder {
     const { tokens } = await this.lineage.resolve(request.salt, text, (part) =>
       this.tokenizer.encodeAsync(part),
     );
-    return { text, tokens, maxTokens: this.#maxTokens(tokens.length, request.sampling.maxTokens) };
+    return { text, tokens, maxTokens: this.#maxTokens(tokens.length, request) };
   }
 
   #render(request: SubmitRequest): string {
@@ -62,14 +62,18 @@ export class PromptBuilder {
     }
   }
 
-  #maxTokens(promptLength: number, wanted: number | null): number {
-    const room = this.limits.maxModelLen - promptLength;
+  #maxTokens(promptLength: number, { sampling, truncation }: SubmitRequest): number {
+    const { maxModelLen } = this.limits;
+    const wanted = sampling.maxTokens;
+    const room = maxModelLen - promptLength;
     if (promptLength === 0) throw new RequestError("invalid_request", "the prompt is empty");
+    // Old tokens leave the view when it is full, so an answer could go on for ever: at most one window of it.
+    if (truncation === "auto") return Math.min(wanted ?? Math.max(room, Math.ceil(maxModelLen / 2)), maxModelLen);
     if (room < 1) {
       throw new RequestError(
         "context_length_exceeded",
         `This model's maximum context length is ${this.limits.maxModelLen} tokens, ` +
-          `but the messages come to ${promptLength}. Shorten the messages.`,
+          `but the messages come to ${promptLength}. Shorten the messages, or send truncation: "auto".`,
       );
     }
     return Math.min(wanted ?? room, room);

@@ -189,6 +189,8 @@ const cacheReport = z.object({
   loadedBytes: z.int(),
   /** Tokens that had left the view by the end of the answer, because the context window was full. */
   droppedTokens: z.int(),
+  /** Blocks of a view that had dropped tokens were lost, so it was computed afresh from what it still shows. */
+  isViewRestarted: z.boolean(),
 });
 export type CacheReport = z.infer<typeof cacheReport>;
 

@@ -7,7 +7,7 @@ import { type Active, ActiveRequests, isOf } from "./active-requests.ts";
 import { Completion } from "./completion.ts";
 import { Connection, type SocketData } from "./connection.ts";
 import type { EngineClient } from "./engine/engine-client.ts";
-import { type EngineEvent, type FailEvent, nowMs } from "./engine/request.ts";
+import { type EngineEvent, type EngineRequest, type FailEvent, nowMs } from "./engine/request.ts";
 import { Forgetter, type RemoveBlocks } from "./forgetter.ts";
 import type { Holdings } from "./holdings.ts";
 import type { Lineage } from "./lineage.ts";
@@ -36,6 +36,8 @@ export interface SidecarServerOptions {
   /** Requests of all edges that may be in progress, waiting ones included. */
   readonly maxRequests: number;
   readonly slowEdgeTimeoutMs: number;
+  /** Idle time after which blocks go, where a request does not say; null: never. */
+  readonly cacheTtlMs: number | null;
 }
 
 /** What the server works with. */
@@ -257,10 +259,7 @@ export class SidecarServer {
       choiceCount: request.sampling.n,
       maxTokens: prompt.maxTokens,
       isTruncating: request.truncation === "auto",
-      keep: {
-        priority: request.priority,
-        ...(request.cacheTtlS !== null && { ttlMs: request.cacheTtlS * 1000 }),
-      },
+      keep: keepOf(request, this.options.cacheTtlMs),
       receivedAtMs,
       deadlineAtMs: receivedAtMs + request.deadlineMs,
     });
@@ -364,6 +363,11 @@ export class SidecarServer {
     for (const connection of this.#connections) if (!connection.isFlushed) return;
     this.#onIdle();
   }
+}
+
+function keepOf({ cacheTtlS, priority }: SubmitRequest, defaultTtlMs: number | null): EngineRequest["keep"] {
+  const ttlMs = cacheTtlS === null ? defaultTtlMs : cacheTtlS * 1000;
+  return ttlMs === null ? { priority } : { priority, ttlMs };
 }
 
 /** False when the edge aborted the stream, or left, while the prompt was prepared. */

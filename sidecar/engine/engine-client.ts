@@ -18,7 +18,7 @@ export class EngineClient {
   readonly #worker: Worker;
   readonly #library: NativeLibrary;
   readonly #listeners: EngineListeners;
-  readonly #statsRequests = new Map<number, (stats: Readonly<Record<string, number>>) => void>();
+  readonly #answers = new Map<number, (stats: Readonly<Record<string, number>>) => void>();
   #nextNonce = 1;
   #deviceHandle = 0;
   readonly ready: Promise<EngineReady>;
@@ -55,14 +55,23 @@ export class EngineClient {
   stats(): Promise<Readonly<Record<string, number>>> {
     const nonce = this.#nextNonce++;
     return new Promise((resolve) => {
-      this.#statsRequests.set(nonce, resolve);
+      this.#answers.set(nonce, resolve);
       this.#send({ type: "stats", nonce });
     });
   }
 
-  /** Closes the device and ends the worker. */
-  async stop(): Promise<void> {
-    this.#send({ type: "stop" });
+  /** Removes blocks from all tiers; resolves with how many were in each. */
+  forget(blockIds: readonly string[]): Promise<Readonly<Record<string, number>>> {
+    const nonce = this.#nextNonce++;
+    return new Promise((resolve) => {
+      this.#answers.set(nonce, resolve);
+      this.#send({ type: "forget", nonce, blockIds });
+    });
+  }
+
+  /** Writes to disk what it admits, for at most `deadlineMs`, closes the device and ends the worker. */
+  async stop(deadlineMs: number): Promise<void> {
+    this.#send({ type: "stop", deadlineMs });
     // The worker closes the device when it sees the message: whoever still sends must not wake what is gone.
     this.#deviceHandle = 0;
     await this.#stopped;
@@ -87,8 +96,10 @@ export class EngineClient {
         this.#listeners.onProgress(message.message);
         break;
       case "stats":
-        this.#statsRequests.get(message.nonce)?.(message.stats);
-        this.#statsRequests.delete(message.nonce);
+        this.#answer(message.nonce, message.stats);
+        break;
+      case "forgotten":
+        this.#answer(message.nonce, message.blocks);
         break;
       case "failed":
         this.#fail(message.message);
@@ -98,6 +109,11 @@ export class EngineClient {
         this.#resolveStopped();
         break;
     }
+  }
+
+  #answer(nonce: number, counts: Readonly<Record<string, number>>): void {
+    this.#answers.get(nonce)?.(counts);
+    this.#answers.delete(nonce);
   }
 
   #fail(message: string): void {

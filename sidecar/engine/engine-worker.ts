@@ -2,12 +2,16 @@
 // thread that serves sockets; messages are applied between steps.
 
 import { NativeError } from "../native.ts";
-import { KvCache } from "../kvcache/kv-cache.ts";
+import { cacheStats } from "../kvcache/cache-stats.ts";
+import { TierError } from "../kvcache/open-tiers.ts";
 import { Batch } from "../model/batch.ts";
 import { loadModel, type Model } from "../model/model.ts";
+import { ModelError } from "../model/model-error.ts";
+import { CacheOptionError, openCache, type OpenedCache } from "./open-cache.ts";
 import { Engine } from "./engine.ts";
 import { ModelRunner } from "./model-runner.ts";
-import { poolBlocks } from "./pool-size.ts";
+import { poolBlocks, PoolSizeError } from "./pool-size.ts";
+import { nowMs } from "./request.ts";
 import type { EngineWorkerOptions, FromEngine, ToEngine } from "./worker-messages.ts";
 
 declare const self: Worker;
@@ -18,6 +22,8 @@ const STEPS_AHEAD = 2;
 const BIASES_MAX = 4096;
 /** A wait ends this often to look at deadlines. */
 const WAIT_US = 20_000;
+/** So often an idle engine looks whether blocks have expired or become idle. */
+const IDLE_TURN_MS = 250;
 
 const inbox: ToEngine[] = [];
 let wakeInbox: (() => void) | null = null;
@@ -48,27 +54,40 @@ async function main(options: EngineWorkerOptions): Promise<void> {
     gpuIndex: options.gpuIndex,
     onProgress: (progress) => post({ type: "progress", message: progress }),
   });
-  const engine = createEngine(model, options, startedAtMs);
-  await loop(engine, model);
+  const cache = createCache(model, options);
+  const engine = createEngine(model, cache, options, startedAtMs);
+  const deadlineMs = await loop(engine, model);
+  await flush(engine, model, performance.now() + deadlineMs);
+  cache.tiers.close(options.cache.keepHostCache);
   model.device.close();
   post({ type: "stopped" });
 }
 
-function createEngine(model: Model, options: EngineWorkerOptions, startedAtMs: number): Engine {
-  const { device, maxModelLen } = model;
+function createCache(model: Model, options: EngineWorkerOptions): OpenedCache {
+  const { device } = model;
   const { blockBytes } = device.blockBytes();
-  const info = device.info();
   const gpuBlocks = poolBlocks({
     wantedBlocks: options.gpuBlocks,
     wantedBytes: options.gpuMemoryBytes,
     utilization: options.gpuMemoryUtilization,
-    isGpu: info["backend"] === "cuda",
+    isGpu: device.info()["backend"] === "cuda",
     ...device.memoryInfo(),
     blockBytes,
     blockTokens: options.blockTokens,
-    maxModelLen,
+    maxModelLen: model.maxModelLen,
   });
   device.createKv(gpuBlocks);
+  return openCache(model, gpuBlocks, options, (message) => post({ type: "progress", message }));
+}
+
+function createEngine(
+  model: Model,
+  { cache, tiers }: OpenedCache,
+  options: EngineWorkerOptions,
+  startedAtMs: number,
+): Engine {
+  const { device } = model;
+  const maxModelLen = cache.rule.windowTokens;
   const limits = {
     maxRows: options.maxBatchTokens,
     maxSequences: options.maxNumSeqs,
@@ -76,50 +95,65 @@ function createEngine(model: Model, options: EngineWorkerOptions, startedAtMs: n
     maxBiases: BIASES_MAX,
   };
   const batches = Array.from({ length: STEPS_AHEAD }, () => new Batch(device, limits));
-  const cache = new KvCache(device, {
-    blockTokens: options.blockTokens,
-    gpuBlocks,
-    fingerprint: model.fingerprint,
-  });
   const engine = new Engine(cache, new ModelRunner(model, batches), {
     maxBatchTokens: options.maxBatchTokens,
     maxSequences: options.maxNumSeqs,
     maxBiases: BIASES_MAX,
     maxWaiting: options.maxWaiting,
+    loadAheadBlocks: options.cache.loadAheadBlocks ?? Math.floor(cache.blockCount / 4),
     eosTokens: model.eosTokens,
   });
   post({
     type: "ready",
     deviceHandle: device.handle,
-    device: info,
+    device: device.info(),
     fingerprint: model.fingerprint,
     maxModelLen,
     vocabSize: model.config.vocabSize,
     kvDtype: device.config.kvDtype,
-    gpuBlocks,
-    blockBytes,
+    gpuBlocks: cache.blockCount,
+    hostSlots: tiers.hostSlots,
+    diskSlots: tiers.diskSlots,
+    isExclusive: cache.options.isExclusive,
+    blockBytes: cache.options.blockBytes,
     loadMs: performance.now() - startedAtMs,
   });
   return engine;
 }
 
-/** Turns until a stop message comes. */
-async function loop(engine: Engine, model: Model): Promise<void> {
+/** Turns until a stop message comes; returns its deadline. */
+async function loop(engine: Engine, model: Model): Promise<number> {
   for (;;) {
-    if (applyInbox(engine)) return;
+    const deadlineMs = applyInbox(engine);
+    if (deadlineMs !== null) return deadlineMs;
     const stepsBefore = engine.stats().steps;
     const events = engine.step();
     if (events.length > 0) post({ type: "events", events });
-    if (engine.isIdle) await nextMessage();
-    // With nothing new enqueued there is nothing to do until the device has finished a step.
+    if (engine.isIdle) await idle(engine, model);
+    // With nothing new enqueued there is nothing to do until the device has finished something.
     else if (engine.stats().steps === stepsBefore) model.device.wait(WAIT_US);
     // A worker inside a loop receives its messages only when it lets the event loop turn.
     await turnEventLoop();
   }
 }
 
-/** True: stop. */
-function applyInbox(engine: Engine): boolean {
+/** No request: waits for one, and for what the cache moves meanwhile. */
+async function idle(engine: Engine, model: Model): Promise<void> {
+  if (engine.cache.residency.movesInFlight > 0) model.device.wait(WAIT_US);
+  else await nextMessage(engine.hasBackgroundWork ? IDLE_TURN_MS : null);
+}
+
+/** Has the disk take what it admits, so that the next start finds it. */
+async function flush(engine: Engine, model: Model, deadlineAtMs: number): Promise<void> {
+  const { cache } = engine;
+  while (cache.flush(nowMs()) && performance.now() < deadlineAtMs) {
+    model.device.wait(WAIT_US);
+    await turnEventLoop();
+  }
+}
+
+/** Returns the deadline of a stop message, if one came. */
+function applyInbox(engine: Engine): number | null {
   for (const message of inbox.splice(0)) {
     switch (message.type) {
       case "submit":
@@ -129,20 +163,31 @@ function applyInbox(engine: Engine): boolean {
         engine.abort(message.request, message.choice, message.reason);
         break;
       case "stats":
-        post({ type: "stats", nonce: message.nonce, stats: { ...engine.stats(), ...engine.cache.stats() } });
+        post({
+          type: "stats",
+          nonce: message.nonce,
+          stats: { ...engine.stats(), ...cacheStats(engine.cache) },
+        });
+        break;
+      case "forget":
+        post({ type: "forgotten", nonce: message.nonce, blocks: engine.forget(message.blockIds) });
         break;
       case "stop":
-        return true;
+        return message.deadlineMs;
     }
   }
-  return false;
+  return null;
 }
 
-async function nextMessage(): Promise<void> {
+/** Resolves when a message has come, or after so many ms. */
+async function nextMessage(timeoutMs: number | null): Promise<void> {
   if (inbox.length > 0) return;
+  let timer: ReturnType<typeof setTimeout> | undefined;
   await new Promise<void>((resolve) => {
     wakeInbox = resolve;
+    if (timeoutMs !== null) timer = setTimeout(resolve, timeoutMs);
   });
+  clearTimeout(timer);
   wakeInbox = null;
 }
 
@@ -155,6 +200,9 @@ function post(message: FromEngine): void {
 }
 
 function describe(error: unknown): string {
-  if (error instanceof NativeError) return error.message;
-  return error instanceof Error ? `${error.name}: ${error.message}` : String(error);
+  if (!(error instanceof Error)) return String(error);
+  // Of ours the message says it all; of others the name helps.
+  const isOurs = error instanceof NativeError || error instanceof ModelError || error instanceof PoolSizeError ||
+    error instanceof TierError || error instanceof CacheOptionError;
+  return isOurs ? error.message : `${error.name}: ${error.message}`;
 }

@@ -5,9 +5,11 @@
 // Nothing here sends or waits: step() returns what happened, so that tests need no sockets and no clocks.
 
 import { assert } from "../assert.ts";
+import type { BlockId } from "../kvcache/block-hash.ts";
 import type { KvCache } from "../kvcache/kv-cache.ts";
 import type { Batch } from "../model/batch.ts";
-import type { CacheReport, FinishReason } from "../protocol.ts";
+import type { ForwardHooks } from "../model/decoder.ts";
+import type { FinishReason } from "../protocol.ts";
 import { type EngineEvent, type EngineRequest, nowMs } from "./request.ts";
 import { type ScheduledRows, Scheduler, type SchedulerOptions } from "./scheduler.ts";
 import { Sequence } from "./sequence.ts";
@@ -16,10 +18,10 @@ import { Sequence } from "./sequence.ts";
 export interface StepRunner {
   /** Batches in turn; as many steps can be in flight. */
   readonly batches: readonly Batch[];
-  /** The sequence's tokens into the device's row `slot`. */
+  /** The tokens of the sequence's view into the device's row `slot`. */
   writeTokens(slot: number, tokens: Int32Array): void;
   /** Enqueues the whole step, sampling and the batch's `finished` event included. */
-  run(batch: Batch): void;
+  run(batch: Batch, hooks: ForwardHooks | null): void;
   /** Throws when the step failed. */
   isFinished(batch: Batch): boolean;
 }
@@ -30,14 +32,13 @@ export interface EngineOptions extends SchedulerOptions {
   readonly eosTokens: ReadonlySet<number>;
 }
 
-const NO_CACHE_REPORT: CacheReport = {
-  choice: "none", predictedLoadMs: null, predictedRecomputeMs: null, loadedBytes: 0, droppedTokens: 0,
-};
-
 /** A step that the device works on. */
 interface StepInFlight {
   readonly batch: Batch;
   readonly samples: readonly { sequence: Sequence; logitRow: number }[];
+  readonly enqueuedAtMs: number;
+  /** Rows of prompts, by which the speed of prefill is measured; 0 for a step that mostly decodes. */
+  readonly prefillRows: number;
 }
 
 export interface EngineStats {
@@ -48,6 +49,9 @@ export interface EngineStats {
   rowsComputed: number;
   tokensGenerated: number;
 }
+
+/** Below this many rows a step takes as long as for one: it says nothing about the speed of prefill. */
+const PREFILL_ROWS_MIN = 32;
 
 export class Engine {
   readonly #scheduler: Scheduler;
@@ -66,9 +70,14 @@ export class Engine {
     readonly now: () => number = nowMs,
   ) {
     this.#freeBatches = [...runner.batches];
-    this.#scheduler = new Scheduler(cache, options, (sequence) => {
-      runner.writeTokens(sequence.slot, Int32Array.from(sequence.tokens));
+    this.#scheduler = new Scheduler(cache, options, ({ slot, tokens, table }) => {
+      runner.writeTokens(slot, cache.rule.viewTokens(tokens, table!.drops));
     });
+  }
+
+  /** The cache moves blocks, or will want to, without any request. */
+  get hasBackgroundWork(): boolean {
+    return this.cache.isBusy(this.now());
   }
 
   /** Nothing to do until a request comes. */
@@ -106,12 +115,19 @@ export class Engine {
     }
   }
 
+  /** Removes blocks from all tiers; says how many were in each. */
+  forget(blockIds: readonly string[]): Record<string, number> {
+    return this.cache.forget(blockIds as readonly BlockId[], this.now());
+  }
+
   /** One turn of the loop. Returns what happened since the last one. */
   step(): EngineEvent[] {
     this.#complete();
     this.#expire();
+    this.cache.poll(this.now());
     const batch = this.#freeBatches.pop();
     if (batch !== undefined && !this.#enqueue(batch)) this.#freeBatches.push(batch);
+    this.cache.startSaves("now", this.now());
     return this.#takeEvents();
   }
 
@@ -129,7 +145,9 @@ export class Engine {
   /** Reads finished steps, oldest first. */
   #complete(): void {
     while (this.#inFlight.length > 0 && this.runner.isFinished(this.#inFlight[0]!.batch)) {
-      const { batch, samples } = this.#inFlight.shift()!;
+      const { batch, samples, enqueuedAtMs, prefillRows } = this.#inFlight.shift()!;
+      this.cache.noteStepCompleted();
+      this.cache.prefillRate.note(prefillRows, enqueuedAtMs, this.now());
       for (const { sequence, logitRow } of samples) this.#applySample(sequence, batch, logitRow);
       this.#freeBatches.push(batch);
     }
@@ -155,7 +173,8 @@ export class Engine {
 
   /** False when there was nothing to run. */
   #enqueue(batch: Batch): boolean {
-    const scheduled = this.#scheduler.schedule(this.now());
+    const nowMs = this.now();
+    const scheduled = this.#scheduler.schedule(nowMs);
     if (scheduled.length === 0) return false;
     batch.reset();
     const samples: { sequence: Sequence; logitRow: number }[] = [];
@@ -165,45 +184,63 @@ export class Engine {
     }
     this.#steps++;
     this.#rowsComputed += batch.rowCount;
-    this.runner.run(batch);
-    this.#inFlight.push({ batch, samples });
+    // Named before they are computed, so that each layer can be saved behind its computation.
     for (const { sequence, count } of scheduled) this.#advance(sequence, count);
+    const { rowCount, sequenceCount } = batch;
+    const isPrefill = rowCount >= PREFILL_ROWS_MIN && rowCount > 2 * sequenceCount;
+    this.runner.run(batch, this.#hooks(scheduled, rowCount > sequenceCount));
+    this.cache.noteStepEnqueued();
+    const prefillRows = isPrefill ? rowCount : 0;
+    this.#inFlight.push({ batch, samples, enqueuedAtMs: nowMs, prefillRows });
     return true;
   }
 
-  /** The rows are enqueued: later steps may read their KV. */
+  /** How the copy streams take part in a step, layer by layer; null: they have nothing to do with it. */
+  #hooks(scheduled: readonly ScheduledRows[], isPrefill: boolean): ForwardHooks | null {
+    const loads = new Set(scheduled.flatMap(({ sequence }) => sequence.loads));
+    for (const load of loads) if (load.isDone()) loads.delete(load);
+    for (const { sequence } of scheduled) if (sequence.loads.length > 0) sequence.loads = [];
+    const isSaving = isPrefill && this.cache.startSaves("by-layer", this.now());
+    if (loads.size === 0 && !isSaving) return null;
+    return {
+      beforeAttention: (layer) => {
+        for (const load of loads) load.awaitLayer("compute", layer);
+      },
+      afterLayer: (layer) => this.cache.afterLayer(layer),
+    };
+  }
+
+  /** The rows will be computed by the step that is enqueued next: later ones may read their KV. */
   #advance(sequence: Sequence, count: number): void {
     sequence.enqueued += count;
-    if (sequence.enqueued === sequence.lengthAhead) sequence.pendingTokens++;
+    if (sequence.enqueued === sequence.viewLengthAhead) sequence.pendingTokens++;
     this.#commit(sequence);
     const isPromptDone = sequence.isPrefilled && sequence.completionLength === 0;
     if (isPromptDone && sequence.request.choiceCount > 1 && sequence.choice === 0) {
-      this.cache.commitOpen(sequence.table!, sequence.tokens, sequence.promptLength);
+      const length = sequence.promptLength - sequence.droppedTokens;
+      this.cache.commitOpen(sequence.table!, sequence.tokens, length, this.now());
     }
   }
 
   #commit(sequence: Sequence): void {
     if (sequence.table === null) return; // Preempted meanwhile.
-    const known = Math.min(sequence.enqueued, sequence.tokens.length);
-    this.cache.commit(sequence.table, sequence.tokens, known);
+    this.cache.commit(sequence.table, sequence.tokens, sequence.committable, this.now());
   }
 
   #expire(): void {
     const now = this.now();
     for (const [id, sequences] of this.#choices) {
       if (sequences[0]!.request.deadlineAtMs > now) continue;
-      for (const sequence of sequences) {
-        if (sequence.state !== "finished") this.#scheduler.release(sequence);
-      }
+      const blockIds = this.#releaseAll(sequences);
       this.#choices.delete(id);
-      this.#fail(id, "deadline_exceeded", "the request's time was up before its answer was complete", null);
+      const message = "the request's time was up before its answer was complete";
+      this.#fail(id, "deadline_exceeded", message, null, blockIds);
     }
   }
 
   #finish(sequence: Sequence, reason: FinishReason): void {
-    const { request, choice } = sequence;
-    this.#scheduler.release(sequence);
-    const cachedCount = sequence.cached.gpu + sequence.cached.host + sequence.cached.disk;
+    const { request, choice, droppedTokens } = sequence;
+    const blockIds = this.#release(sequence);
     this.#events.push({
       type: "finish",
       request: request.id,
@@ -215,20 +252,33 @@ export class Engine {
         cachedTokens: sequence.cached,
       },
       timings: sequence.timings(this.now()),
-      cache: NO_CACHE_REPORT,
-      missReasons: { absent: sequence.promptLength - cachedCount },
+      cache: sequence.cacheReport(droppedTokens),
+      missReasons: sequence.missReasons(),
       tokens: Int32Array.from(sequence.tokens),
+      blockIds,
     });
     const sequences = this.#choices.get(request.id)!;
     if (sequences.every(({ state }) => state === "finished")) this.#choices.delete(request.id);
   }
 
   #failAll(requestId: number, message: string): void {
-    for (const sequence of this.#choices.get(requestId) ?? []) {
-      if (sequence.state !== "finished") this.#scheduler.release(sequence);
-    }
+    const blockIds = this.#releaseAll(this.#choices.get(requestId) ?? []);
     this.#choices.delete(requestId);
-    this.#fail(requestId, "internal", message, null);
+    this.#fail(requestId, "internal", message, null, blockIds);
+  }
+
+  /** Returns the ids of the blocks that it leaves in the cache. */
+  #release(sequence: Sequence): readonly string[] {
+    const { table, tokens, committable } = sequence;
+    const ids = table === null ? [] : this.cache.blockIds(table, tokens, committable);
+    this.#scheduler.release(sequence, this.now());
+    return ids;
+  }
+
+  #releaseAll(sequences: readonly Sequence[]): readonly string[] {
+    return sequences
+      .filter(({ state }) => state !== "finished")
+      .flatMap((sequence) => this.#release(sequence));
   }
 
   #fail(
@@ -236,8 +286,9 @@ export class Engine {
     code: "queue_full" | "deadline_exceeded" | "internal",
     message: string,
     retryAfterS: number | null,
+    blockIds: readonly string[] = [],
   ): void {
-    this.#events.push({ type: "fail", request, code, message, retryAfterS });
+    this.#events.push({ type: "fail", request, code, message, retryAfterS, blockIds });
   }
 
   #takeEvents(): EngineEvent[] {
@@ -249,7 +300,7 @@ export class Engine {
 
 /** Returns the logit row from which the sequence's next token is sampled; -1 while its prompt is not complete. */
 function addRows(batch: Batch, { sequence, begin, count }: ScheduledRows): number {
-  const isLast = begin + count === sequence.lengthAhead;
+  const isLast = begin + count === sequence.viewLengthAhead;
   const { sampling } = sequence.request;
   return batch.add({
     slot: sequence.slot,
@@ -258,7 +309,7 @@ function addRows(batch: Batch, { sequence, begin, count }: ScheduledRows): numbe
     blockTable: sequence.table!.blocks,
     logits: isLast ? "last" : "none",
     sampling: { ...sampling, seed: sequence.seed },
-    promptLength: sequence.promptLength,
+    promptLength: Math.max(0, sequence.promptLength - sequence.droppedTokens),
     rngPosition: sequence.lengthAhead,
   });
 }

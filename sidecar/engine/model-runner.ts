@@ -1,6 +1,7 @@
 // Runs the engine's steps on a loaded model: the only place where engine and model touch.
 
 import type { Batch } from "../model/batch.ts";
+import type { ForwardHooks } from "../model/decoder.ts";
 import type { Model } from "../model/model.ts";
 import type { StepRunner } from "./engine.ts";
 
@@ -14,10 +15,11 @@ export class ModelRunner implements StepRunner {
     this.model.device.writeTokens(slot, 0, tokens);
   }
 
-  run(batch: Batch): void {
+  run(batch: Batch, hooks: ForwardHooks | null): void {
+    if (hooks === null) this.model.prepare(batch);
     batch.seal();
     this.model.device.beginStep(batch.stepAddress, batch.stepBytes);
-    this.model.forward(batch);
+    this.model.forward(batch, hooks);
     this.model.device.record("compute", batch.finished, true);
   }
 

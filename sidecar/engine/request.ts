@@ -1,5 +1,6 @@
 // What main and engine worker say to each other: requests in, events out. Plain data, structured-cloned.
 
+import type { Keep } from "../kvcache/policy.ts";
 import type { CacheReport, ErrorCode, FinishReason, Timings, Usage } from "../protocol.ts";
 
 /** How tokens are chosen; text-level things (stop strings) are the main thread's business. */
@@ -27,6 +28,10 @@ export interface EngineRequest {
   readonly choiceCount: number;
   /** Most tokens per choice; already clamped to what the context holds. */
   readonly maxTokens: number;
+  /** Tokens may leave the view when the context window is full; else prompt and answer fit it. */
+  readonly isTruncating: boolean;
+  /** How the conversation's blocks wish to be kept. */
+  readonly keep: Keep;
   /** performance.timeOrigin-based ms at which the request entered the sidecar, and at which it expires. */
   readonly receivedAtMs: number;
   readonly deadlineAtMs: number;
@@ -53,6 +58,8 @@ export interface FinishEvent {
   readonly cache: CacheReport;
   readonly missReasons: Readonly<Record<string, number>>;
   readonly tokens: Int32Array;
+  /** All blocks that the choice leaves in the cache, its prompt's included. */
+  readonly blockIds: readonly string[];
 }
 
 /** The request ends without an answer; no further event of it follows. */
@@ -62,6 +69,8 @@ export interface FailEvent {
   readonly code: ErrorCode;
   readonly message: string;
   readonly retryAfterS: number | null;
+  /** All blocks that it leaves in the cache. */
+  readonly blockIds: readonly string[];
 }
 
 export type EngineEvent = TokenEvent | FinishEvent | FailEvent;

@@ -1,10 +1,11 @@
-// One choice of one request, from the queue to its last token. Its tokens are prompt + completion; of these the first
-// `enqueued` have their KV computed by steps already given to the device.
+// One choice of one request, from the queue to its last token. Its tokens are prompt + completion; of the view that the
+// model has of them, the first `enqueued` positions have their KV computed by steps already given to the device.
 
 import { assert } from "../assert.ts";
 import type { BlockChain } from "../kvcache/block-chain.ts";
-import type { BlockTable, CachedTokens } from "../kvcache/kv-cache.ts";
-import type { FinishReason, Timings } from "../protocol.ts";
+import type { BlockTable, CachedTokens, OpenedSequence, QueuedPrompt } from "../kvcache/kv-cache.ts";
+import type { LayerTransfer } from "../kvcache/layer-transfer.ts";
+import type { CacheReport, FinishReason, Timings } from "../protocol.ts";
 import type { EngineRequest } from "./request.ts";
 
 export type SequenceState = "waiting" | "running" | "finished";
@@ -16,24 +17,33 @@ export class Sequence {
   readonly tokens: number[];
   readonly promptLength: number;
   readonly seed: number;
-  /** Tokens whose KV is written by the steps enqueued so far. */
+  /** Positions of the view whose KV is written by the steps enqueued so far. */
   enqueued = 0;
+  /** Tokens that have left the view, because the context window was full. */
+  droppedTokens = 0;
   /** Tokens that steps in flight will choose. */
   pendingTokens = 0;
   /** Row of the device's token buffer while running, else -1. */
   slot = -1;
+  /** Its place in the cache's queue while it waits. */
+  queued: QueuedPrompt | null = null;
   table: BlockTable | null = null;
-  /** Of the first time it was opened: a resumed sequence reports what its client's prompt found. */
-  cached: CachedTokens = NO_CACHED_TOKENS;
+  /** Copies under way into the table's blocks. */
+  loads: readonly LayerTransfer[] = [];
   finishReason: FinishReason | null = null;
   preemptions = 0;
+  /** Of the first time it was opened: a resumed sequence reports what its client's prompt found. */
+  #opened: OpenedSequence | null = null;
+  #isViewRestarted = false;
+  #fetchStartedAtMs: number | null = null;
+  #openedAtMs: number | null = null;
   #startedAtMs: number | null = null;
   #firstTokenAtMs: number | null = null;
 
   constructor(
     readonly request: EngineRequest,
     readonly choice: number,
-    /** Ids of its blocks. */
+    /** Names its blocks. */
     readonly chain: BlockChain,
     /** Computes the same prompt first; this one waits to share its blocks. */
     readonly leader: Sequence | null,
@@ -56,14 +66,24 @@ export class Sequence {
     return this.tokens.length + this.pendingTokens;
   }
 
+  /** Positions of the view that known tokens and those of the steps in flight take. */
+  get viewLengthAhead(): number {
+    return this.lengthAhead - this.droppedTokens;
+  }
+
+  /** Positions of the view whose tokens are known and whose KV is written by the steps enqueued so far. */
+  get committable(): number {
+    return Math.min(this.enqueued, this.tokens.length - this.droppedTokens);
+  }
+
   /** Known tokens that no step computes yet. More than one: prefill; one: decode. */
   get tokensToCompute(): number {
-    return this.lengthAhead - this.enqueued;
+    return this.viewLengthAhead - this.enqueued;
   }
 
   /** Every token of the prompt (and of what was generated before a preemption) is enqueued. */
   get isPrefilled(): boolean {
-    return this.enqueued >= this.promptLength;
+    return this.enqueued + this.droppedTokens >= this.promptLength;
   }
 
   /** With the steps in flight it reaches its last token: no further row may be enqueued. */
@@ -74,6 +94,29 @@ export class Sequence {
   /** May give rows to a step now. */
   get isSchedulable(): boolean {
     return this.state === "running" && !this.isLastTokenPending && this.tokensToCompute > 0;
+  }
+
+  /** Blocks that were cached for it are being read from disk. */
+  markFetching(nowMs: number): void {
+    this.#fetchStartedAtMs ??= nowMs;
+  }
+
+  open(opened: OpenedSequence, droppedTokens: number, nowMs: number): void {
+    this.table = opened.table;
+    this.loads = opened.loads;
+    this.enqueued = opened.length;
+    this.droppedTokens = droppedTokens;
+    this.#opened ??= opened;
+    this.#isViewRestarted ||= opened.table.chain.firstDrops > 0;
+    this.#openedAtMs ??= nowMs;
+  }
+
+  /** It has no blocks any more. */
+  forgetTable(): void {
+    this.table = null;
+    this.loads = [];
+    this.enqueued = 0;
+    this.droppedTokens = 0;
   }
 
   markStarted(nowMs: number): void {
@@ -87,18 +130,59 @@ export class Sequence {
     this.#firstTokenAtMs ??= nowMs;
   }
 
+  get cached(): CachedTokens {
+    return this.#opened?.cached ?? NO_CACHED_TOKENS;
+  }
+
   timings(nowMs: number): Timings {
     const { receivedAtMs } = this.request;
     const startedAtMs = this.#startedAtMs ?? nowMs;
     const firstTokenAtMs = this.#firstTokenAtMs ?? nowMs;
     return {
       queueMs: startedAtMs - receivedAtMs,
-      loadMs: 0,
+      loadMs: this.#loadMs(),
       prefillMs: firstTokenAtMs - startedAtMs,
       ttftMs: firstTokenAtMs - receivedAtMs,
       totalMs: nowMs - receivedAtMs,
     };
   }
+
+  /** Prompt tokens that had to be computed, by reason. The last one always has to be. */
+  missReasons(): Record<string, number> {
+    const reasons = Object.fromEntries(this.#opened?.missReasons ?? []);
+    reasons["absent"] = (reasons["absent"] ?? 0) + 1;
+    return reasons;
+  }
+
+  /** `droppedTokens`: what had left the view at the end. */
+  cacheReport(droppedTokens: number): CacheReport {
+    const opened = this.#opened;
+    return {
+      choice: opened === null ? "none" : choiceOf(opened),
+      predictedLoadMs: opened?.predictedLoadMs ?? null,
+      predictedRecomputeMs: opened?.predictedRecomputeMs ?? null,
+      loadedBytes: opened?.loadedBytes ?? 0,
+      droppedTokens,
+      isViewRestarted: this.#isViewRestarted,
+    };
+  }
+
+  /** From the first read or load to the end of the last load. */
+  #loadMs(): number {
+    if (this.#opened === null || this.#openedAtMs === null) return 0;
+    const endedAtMs = Math.max(
+      this.#openedAtMs,
+      ...this.#opened.loads.map((load) => load.endedAtMs ?? this.#firstTokenAtMs ?? this.#openedAtMs!),
+    );
+    return endedAtMs - (this.#fetchStartedAtMs ?? this.#openedAtMs);
+  }
+}
+
+function choiceOf({ length, loadedBytes, missReasons }: OpenedSequence): CacheReport["choice"] {
+  const isCut = missReasons.has("recompute_cheaper");
+  if (loadedBytes > 0) return isCut ? "split" : "load";
+  if (isCut) return length > 0 ? "split" : "recompute";
+  return length > 0 ? "resident" : "none";
 }
 
 /** Seeds have 53 bits and wrap, so that the choices of the largest ones differ too. */

@@ -1,7 +1,30 @@
 // What the main thread and the engine worker post to each other.
 
+import type { DiskAdmission } from "../kvcache/background.ts";
+import type { PolicyName } from "../kvcache/policy.ts";
 import type { FinishReason } from "../protocol.ts";
 import type { EngineEvent, EngineRequest } from "./request.ts";
+
+/** The KV cache's tiers; null stands for a default that the worker finds out. */
+export interface EngineCacheOptions {
+  readonly hostBytes: number | null;
+  /** POSIX shared-memory name under which the host tier survives the process. */
+  readonly hostName: string;
+  readonly keepHostCache: boolean;
+  readonly diskBytes: number | null;
+  readonly diskPath: string;
+  readonly diskAdmission: DiskAdmission;
+  readonly diskIdleMs: number;
+  readonly ioThreads: number;
+  readonly tiers: "auto" | "inclusive" | "exclusive";
+  readonly policy: PolicyName;
+  readonly recompute: "auto" | "never";
+  readonly preloadLayers: number | null;
+  readonly maxLoadStallMs: number;
+  readonly loadAheadBlocks: number | null;
+  readonly keepBlocks: number;
+  readonly truncationRatio: number;
+}
 
 /** Everything the worker needs to load the model and size its pools; plain data. */
 export interface EngineWorkerOptions {
@@ -21,6 +44,7 @@ export interface EngineWorkerOptions {
   readonly kvDtype: "auto" | "f32" | "f16" | "bf16";
   readonly computeDtype: "auto" | "f32" | "f16" | "bf16";
   readonly threads: number;
+  readonly cache: EngineCacheOptions;
   readonly gpuIndex: number;
 }
 
@@ -33,7 +57,9 @@ export type ToEngine =
       readonly reason: FinishReason;
     }
   | { readonly type: "stats"; readonly nonce: number }
-  | { readonly type: "stop" };
+  | { readonly type: "forget"; readonly nonce: number; readonly blockIds: readonly string[] }
+  /** `deadlineMs`: time for what is still to be written to disk. */
+  | { readonly type: "stop"; readonly deadlineMs: number };
 
 /** What the worker found out while loading. */
 export interface EngineReady {
@@ -46,6 +72,9 @@ export interface EngineReady {
   readonly vocabSize: number;
   readonly kvDtype: string;
   readonly gpuBlocks: number;
+  readonly hostSlots: number;
+  readonly diskSlots: number;
+  readonly isExclusive: boolean;
   readonly blockBytes: number;
   readonly loadMs: number;
 }
@@ -56,4 +85,5 @@ export type FromEngine =
   | { readonly type: "failed"; readonly message: string }
   | { readonly type: "events"; readonly events: readonly EngineEvent[] }
   | { readonly type: "stats"; readonly nonce: number; readonly stats: Readonly<Record<string, number>> }
+  | { readonly type: "forgotten"; readonly nonce: number; readonly blocks: Readonly<Record<string, number>> }
   | { readonly type: "stopped" };

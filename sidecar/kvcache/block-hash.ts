@@ -25,9 +25,28 @@ export function rootId(hash: BlockHasher, salt: Uint8Array, fingerprint: string)
   return hash(["kvasir root 1", salt, fingerprint]);
 }
 
-/** Id of the block that follows `parent` with these token ids (a full block, or the open last one). */
-export function blockId(hash: BlockHasher, parent: BlockId, tokens: Int32Array): BlockId {
-  return hash([parent, new Uint8Array(tokens.buffer, tokens.byteOffset, tokens.byteLength)]);
+/**
+ * Id of the block that follows `parent` with these token ids (a full block, or the open last one), computed in
+ * `view`; null: nothing had left the view yet.
+ */
+export function blockId(
+  hash: BlockHasher,
+  parent: BlockId,
+  tokens: Int32Array,
+  view: BlockId | null = null,
+): BlockId {
+  const bytes = new Uint8Array(tokens.buffer, tokens.byteOffset, tokens.byteLength);
+  return hash(view === null ? [parent, bytes] : [parent, bytes, view]);
+}
+
+/** Id of the view that arises when `count` blocks from `firstDropped` on leave `parent`; null: the first view. */
+export function viewId(
+  hash: BlockHasher,
+  parent: BlockId | null,
+  firstDropped: BlockId,
+  count: number,
+): BlockId {
+  return hash(["kvasir view 1", parent ?? "", firstDropped, String(count)]);
 }
 
 function latin1(bytes: Uint8Array): string {

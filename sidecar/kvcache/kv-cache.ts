@@ -1,11 +1,21 @@
-// The face that the engine sees: open a sequence on whatever prefix is cached, extend it block by block, commit what
-// was computed so that others can share it, close it without losing anything.
+// The face that the engine sees: queue a prompt, open a sequence on whatever prefix is cached in any tier, extend it
+// block by block, commit what was computed so that others can share it, close it without losing anything.
 
 import { assert } from "../assert.ts";
+import { Background, type BackgroundOptions } from "./background.ts";
 import { BlockChain, sliceTokens } from "./block-chain.ts";
 import { type BlockHasher, type BlockId, rootId, sha256Hasher } from "./block-hash.ts";
-import { type BlockNumber, BlockPool } from "./block-pool.ts";
-import { ABSENT, type CachedBlock, PrefixIndex } from "./prefix-index.ts";
+import type { BlockNumber } from "./block-pool.ts";
+import { ABSENT, type CachedBlock, newCachedBlock } from "./cached-block.ts";
+import { CostModel } from "./cost-model.ts";
+import type { LayerTransfer } from "./layer-transfer.ts";
+import type { MissReason } from "./lost-blocks.ts";
+import { CachePolicy, type Keep, type PolicyName, type Waiter } from "./policy.ts";
+import { PrefixMatcher } from "./prefix-match.ts";
+import { PromptOpener } from "./prompt-opener.ts";
+import { RateMeter } from "./rate-meter.ts";
+import { type KvDevice, type LowerTiers, Residency } from "./residency.ts";
+import { TruncationRule } from "./view.ts";
 
 /** Tokens of a prompt that need no computation, by the tier they came from. */
 export interface CachedTokens {
@@ -14,238 +24,321 @@ export interface CachedTokens {
   readonly disk: number;
 }
 
-/** The blocks of one sequence, in order; entry j holds positions [j * blockTokens, (j + 1) * blockTokens). */
+/** The blocks of one sequence's view, in order; entry j holds positions [j * blockTokens, (j + 1) * blockTokens). */
 export interface BlockTable {
   readonly chain: BlockChain;
   readonly blocks: BlockNumber[];
   /** Leading blocks that are full and that commit() has told the index of. */
   committedCount: number;
+  /** Times that blocks have left the view. */
+  drops: number;
+  /** How its blocks wish to be kept. */
+  readonly keep: Keep;
 }
 
-export interface OpenedTable {
+/** A prompt that waits for its turn. */
+export interface QueuedPrompt {
+  readonly chain: BlockChain;
+  readonly tokens: ArrayLike<number>;
+  /** Most tokens to take from the cache: the rest is computed in any case. */
+  limit: number;
+  readonly keep: Keep;
+  waiter: Waiter<CachedBlock> | null;
+  /** Blocks that were read from disk for it. */
+  readonly fetched: Set<CachedBlock>;
+  /** When it stops waiting for them; null: it waits for none. */
+  fetchDeadlineMs: number | null;
+}
+
+export interface OpenedSequence {
   readonly table: BlockTable;
+  /** Tokens of the view whose KV is, or will be, in the table's blocks. */
+  readonly length: number;
   readonly cached: CachedTokens;
-}
-
-/** What the cache needs from a device; tests give a fake. */
-export interface BlockCopier {
-  copyBlocks(sources: Int32Array, destinations: Int32Array): void;
+  /** Copies still under way into the table's blocks. */
+  readonly loads: readonly LayerTransfer[];
+  readonly loadedBytes: number;
+  readonly predictedLoadMs: number | null;
+  readonly predictedRecomputeMs: number | null;
+  readonly missReasons: ReadonlyMap<MissReason, number>;
 }
 
 export interface KvCacheOptions {
   readonly blockTokens: number;
+  readonly blockBytes: number;
+  readonly layers: number;
   readonly gpuBlocks: number;
   /** Everything that changes the numbers: weights, config, dtypes, layout, numeric mode. */
   readonly fingerprint: string;
+  /** Longest view, in tokens. */
+  readonly maxTokens: number;
+  readonly keepBlocks: number;
+  readonly truncationRatio: number;
+  readonly policy: PolicyName;
+  /** Blocks of host and disk together. */
+  readonly windowBlocks: number;
+  readonly isExclusive: boolean;
+  readonly recompute: "auto" | "never";
+  /** Layers that must be resident before a step starts; null: as many as hide the rest behind the computation. */
+  readonly preloadLayers: number | null;
+  /** A step may wait so long for layers that are still coming. */
+  readonly maxLoadStallMs: number;
+  readonly background: BackgroundOptions;
   readonly hasher?: BlockHasher;
-}
-
-/** Counted since the start; one for each lookup, insertion or loss. */
-export interface KvCacheStats {
-  gpuBlocks: number;
-  gpuBlocksAvailable: number;
-  cachedBlocks: number;
-  queriedTokens: number;
-  hitTokens: number;
-  evictedBlocks: number;
-  copiedBlocks: number;
 }
 
 export class KvCache {
   readonly blockTokens: number;
-  readonly #pool: BlockPool<CachedBlock>;
-  readonly #index = new PrefixIndex();
+  readonly rule: TruncationRule;
+  readonly residency: Residency;
+  readonly background: Background;
+  readonly costs: CostModel;
+  /** Tokens of prefill; the engine measures. */
+  readonly prefillRate = new RateMeter();
+  readonly policy: CachePolicy<CachedBlock>;
+  readonly #matcher: PrefixMatcher;
+  readonly #opener: PromptOpener;
   readonly #hash: BlockHasher;
-  #queriedTokens = 0;
-  #hitTokens = 0;
-  #evictedBlocks = 0;
-  #copiedBlocks = 0;
+  queriedTokens = 0;
+  hitTokens = 0;
+  /** Published since the last startSaves(). */
+  #unsaved: CachedBlock[] = [];
 
+  /** `tiersBelow` makes the tiers below the gpu in the order that the policy gives them. */
   constructor(
-    readonly device: BlockCopier,
+    readonly device: KvDevice,
     readonly options: KvCacheOptions,
+    tiersBelow: (policy: CachePolicy<CachedBlock>) => LowerTiers = () => ({ host: null, disk: null }),
   ) {
-    this.blockTokens = options.blockTokens;
+    const { blockTokens, maxTokens, keepBlocks, truncationRatio, policy, windowBlocks } = options;
+    this.blockTokens = blockTokens;
+    this.rule = new TruncationRule({ blockTokens, maxTokens, keepBlocks, ratio: truncationRatio });
     this.#hash = options.hasher ?? sha256Hasher;
-    this.#pool = new BlockPool(options.gpuBlocks);
+    this.policy = new CachePolicy<CachedBlock>({ policy, windowBlocks });
+    this.residency = new Residency(device, this.policy, tiersBelow(this.policy), options);
+    this.background = new Background(this.residency, options.background);
+    const { index, lost, loadRate, readRate } = this.residency;
+    this.costs = new CostModel(options, loadRate, readRate, this.prefillRate);
+    this.#matcher = new PrefixMatcher(index, lost);
+    this.#opener = new PromptOpener(this.residency, this.#matcher, this.costs, options);
   }
 
   /** Ids for a new sequence of the account with this salt. */
   chain(salt: Uint8Array): BlockChain {
-    const root = rootId(this.#hash, salt, this.options.fingerprint);
-    return new BlockChain(root, this.blockTokens, this.#hash);
+    return new BlockChain(rootId(this.#hash, salt, this.options.fingerprint), this.rule, this.#hash);
   }
 
   get availableBlocks(): number {
-    return this.#pool.availableCount;
+    return this.residency.gpu.availableCount;
   }
 
   get blockCount(): number {
-    return this.#pool.blockCount;
+    return this.residency.gpu.blockCount;
   }
 
-  /** True when open() for `limit` tokens and extend() to `length` would both succeed now. */
-  fits(chain: BlockChain, tokens: ArrayLike<number>, limit: number, length: number): boolean {
-    let needed = Math.ceil(length / this.blockTokens);
-    if (needed <= this.#pool.availableCount) return true;
-    for (const block of this.#matchedBlocks(chain, tokens, limit)) {
-      if (this.#pool.refCount(block.gpu) > 0) needed--;
-    }
-    return needed <= this.#pool.availableCount;
+  /** The policy learns that these tokens will be wanted; `isNext`: before all others (it was preempted). */
+  enqueue(
+    prompt: Pick<QueuedPrompt, "chain" | "tokens" | "limit" | "keep">,
+    isNext = false,
+  ): QueuedPrompt {
+    const { chain, tokens, limit } = prompt;
+    const { blocks, partial } = this.#matcher.match(chain, tokens, limit);
+    const wanted = partial === null ? blocks : [...blocks, partial.block];
+    const waiter = isNext ? this.policy.requeue(wanted) : this.policy.enqueue(wanted);
+    return { ...prompt, waiter, fetched: new Set(), fetchDeadlineMs: null };
   }
 
-  /** Starts a sequence of `tokens` on the longest cached prefix, at most `limit` tokens of it. */
-  open(chain: BlockChain, tokens: ArrayLike<number>, limit: number): OpenedTable {
-    const table: BlockTable = { chain, blocks: [], committedCount: 0 };
-    for (const block of this.#matchedBlocks(chain, tokens, limit)) {
-      this.#pool.retain(block.gpu);
-      table.blocks.push(block.gpu);
-    }
-    table.committedCount = table.blocks.length;
-    let matched = table.blocks.length * this.blockTokens;
-    matched += this.#openPartialBlock(table, tokens, matched, limit);
-    this.#queriedTokens += limit;
-    this.#hitTokens += matched;
-    return { table, cached: { gpu: matched, host: 0, disk: 0 } };
+  /** The prompt left the queue: it was opened, or nobody wants it any more. */
+  dequeue(prompt: QueuedPrompt): void {
+    if (prompt.waiter !== null) this.policy.dequeue(prompt.waiter);
+    prompt.waiter = null;
   }
 
-  /** Makes room for `tokenCount` positions; false (and nothing changed) when there are not enough blocks. */
-  extend(table: BlockTable, tokenCount: number): boolean {
-    const missing = Math.ceil(tokenCount / this.blockTokens) - table.blocks.length;
-    if (missing > this.#pool.availableCount) return false;
-    for (let i = 0; i < missing; i++) table.blocks.push(this.#allocate());
+  /**
+   * Starts a sequence on the longest cached prefix and takes blocks for `room` tokens of it. "no-room": there are not
+   * enough gpu blocks; "reading": blocks are on their way from disk. Nothing is held then; ask again later.
+   */
+  open(
+    prompt: QueuedPrompt,
+    room: number,
+    now: { readonly nowMs: number; readonly isShared: boolean },
+  ): OpenedSequence | "no-room" | "reading" {
+    const opened = this.#opener.open(prompt, room, now);
+    if (typeof opened === "string") return opened;
+    this.dequeue(prompt);
+    this.queriedTokens += prompt.limit;
+    this.hitTokens += opened.length;
+    return opened;
+  }
+
+  /** A step that waits layer by layer for these loads would not be held up by them. */
+  mayJoin(loads: readonly LayerTransfer[], rowCount: number): boolean {
+    return loads.every((load) => this.#mayJoin(load, rowCount));
+  }
+
+  /** Makes room for `length` positions of the view; false (and nothing changed) when there are not enough blocks. */
+  extend(table: BlockTable, length: number): boolean {
+    const missing = Math.ceil(length / this.blockTokens) - table.blocks.length;
+    if (missing > this.availableBlocks) return false;
+    for (let i = 0; i < missing; i++) table.blocks.push(this.residency.takeGpu()!);
     return true;
   }
 
   /**
-   * Tells that positions [0, computed) of the table hold the KV of `tokens`: full blocks become findable. When two
+   * Tells that positions [0, computed) of the view hold the KV of `tokens`: full blocks become findable. When two
    * sequences computed the same block, the first keeps the id and the second's copy stays its own.
    */
-  commit(table: BlockTable, tokens: ArrayLike<number>, computed: number): void {
+  commit(table: BlockTable, tokens: ArrayLike<number>, computed: number, nowMs: number): void {
     const fullCount = Math.floor(computed / this.blockTokens);
     for (let j = table.committedCount; j < fullCount; j++) {
-      const begin = j * this.blockTokens;
-      const blockTokens = sliceTokens(tokens, begin, begin + this.blockTokens);
-      const { chain } = table;
-      this.#publish(table.blocks[j]!, chain.id(j, tokens), chain.parent(j, tokens), blockTokens);
+      const index = this.rule.fullIndex(j, table.drops);
+      const end = (index + 1) * this.blockTokens;
+      this.#publish(table, j, table.chain.name(index, tokens), sliceTokens(tokens, index * this.blockTokens, end), nowMs);
     }
     table.committedCount = Math.max(table.committedCount, fullCount);
   }
 
   /** commit(), and the open last block becomes findable too, while the sequence may go on filling it. */
-  commitOpen(table: BlockTable, tokens: ArrayLike<number>, computed: number): void {
-    this.commit(table, tokens, computed);
-    const index = table.committedCount;
-    const begin = index * this.blockTokens;
-    if (computed <= begin) return;
-    const { chain } = table;
-    const id = chain.openId(index, tokens, computed);
-    const openTokens = sliceTokens(tokens, begin, computed);
-    this.#publish(table.blocks[index]!, id, chain.parent(index, tokens), openTokens);
+  commitOpen(table: BlockTable, tokens: ArrayLike<number>, computed: number, nowMs: number): void {
+    this.commit(table, tokens, computed, nowMs);
+    const place = table.committedCount;
+    if (computed <= place * this.blockTokens) return;
+    const index = this.rule.fullIndex(place, table.drops);
+    const end = computed + (index - place) * this.blockTokens;
+    const name = table.chain.openName(index, tokens, end);
+    this.#publish(table, place, name, sliceTokens(tokens, index * this.blockTokens, end), nowMs);
+  }
+
+  /** The view is full: its oldest blocks after the kept prefix leave it. All of it must be committed. */
+  drop(table: BlockTable): void {
+    const { keepBlocks, dropBlocks } = this.rule;
+    assert(table.committedCount >= keepBlocks + dropBlocks, "what leaves the view was computed");
+    for (const block of table.blocks.splice(keepBlocks, dropBlocks)) this.residency.releaseGpu(block);
+    table.committedCount -= dropBlocks;
+    table.drops++;
   }
 
   /** Ends the sequence. What was computed stays cached until its blocks are needed, the last block first. */
-  close(table: BlockTable, tokens: ArrayLike<number>, computed: number): void {
-    this.commitOpen(table, tokens, computed);
-    for (let j = table.blocks.length - 1; j >= 0; j--) this.#pool.release(table.blocks[j]!);
+  close(table: BlockTable, tokens: ArrayLike<number>, computed: number, nowMs: number): void {
+    this.commitOpen(table, tokens, computed, nowMs);
+    const owners = table.blocks.flatMap((block) => this.residency.gpu.owner(block) ?? []);
+    this.#touch(owners, nowMs, table.keep);
+    for (let j = table.blocks.length - 1; j >= 0; j--) this.residency.releaseGpu(table.blocks[j]!);
     table.blocks.length = 0;
   }
 
-  stats(): KvCacheStats {
-    return {
-      gpuBlocks: this.#pool.blockCount,
-      gpuBlocksAvailable: this.#pool.availableCount,
-      cachedBlocks: this.#index.size,
-      queriedTokens: this.#queriedTokens,
-      hitTokens: this.#hitTokens,
-      evictedBlocks: this.#evictedBlocks,
-      copiedBlocks: this.#copiedBlocks,
-    };
+  /** Ids of every block that positions [0, computed) of the view, and what has left it, have filled or begun. */
+  blockIds({ chain, drops }: BlockTable, tokens: ArrayLike<number>, computed: number): BlockId[] {
+    const length = this.rule.fullLength(computed, drops);
+    const ids = [...chain.ids(tokens, length)];
+    const index = Math.floor(length / this.blockTokens);
+    if (length > index * this.blockTokens) ids.push(chain.openName(index, tokens, length).id);
+    return ids;
   }
 
-  /** Throws unless index and pool agree. For tests. */
+  /**
+   * Write-through: what was computed since the last call starts to move to host memory; false: there was nothing.
+   * "by-layer": each layer behind its computation by the step that is enqueued next, see afterLayer().
+   */
+  startSaves(order: "now" | "by-layer", nowMs: number): boolean {
+    if (this.#unsaved.length === 0) return false;
+    const unsaved = this.#unsaved;
+    this.#unsaved = [];
+    this.residency.save(unsaved, order, nowMs);
+    return true;
+  }
+
+  /** A layer of the step that is being enqueued: its saves may follow. */
+  afterLayer(layer: number): void {
+    this.residency.afterLayer(layer);
+  }
+
+  noteStepEnqueued(): void {
+    this.residency.noteStepEnqueued();
+  }
+
+  noteStepCompleted(): void {
+    this.residency.noteStepCompleted();
+  }
+
+  /** Something moves, or will have to, even if no request comes. */
+  isBusy(nowMs: number): boolean {
+    return this.residency.movesInFlight > 0 || this.background.isWaiting(nowMs);
+  }
+
+  /** Removes these blocks from all tiers; says how many were in each. */
+  forget(ids: readonly BlockId[], nowMs: number): Record<"gpu" | "host" | "disk", number> {
+    const counts = { gpu: 0, host: 0, disk: 0 };
+    for (const id of ids) {
+      const block = this.residency.index.get(id);
+      if (block === null) continue;
+      for (const tier of this.residency.drop(block, "deleted", nowMs)) counts[tier]++;
+    }
+    return counts;
+  }
+
+  /** Learns what has moved, and does what is due. */
+  poll(nowMs: number): void {
+    this.residency.poll(nowMs);
+    this.background.turn(nowMs);
+  }
+
+  /** For an orderly stop: goes on writing what the disk admits; false when nothing is left. */
+  flush(nowMs: number): boolean {
+    this.residency.poll(nowMs);
+    return this.background.flush(nowMs);
+  }
+
+  /** Throws unless index, pools and policy agree. For tests. */
   checkInvariants(): void {
-    this.#pool.checkInvariants();
-    const seen = new Set<BlockNumber>();
-    for (const block of this.#index.blocks()) {
-      assert(block.gpu !== ABSENT, "an indexed block is resident");
-      assert(this.#pool.owner(block.gpu) === block, `block ${block.gpu} has another owner`);
-      assert(!seen.has(block.gpu), `block ${block.gpu} has two names`);
-      seen.add(block.gpu);
-    }
+    this.residency.checkInvariants();
   }
 
-  /** The cached full blocks that `tokens` begins with, within its first `limit` tokens. */
-  *#matchedBlocks(
-    chain: BlockChain,
-    tokens: ArrayLike<number>,
-    limit: number,
-  ): Generator<CachedBlock> {
-    for (let begin = 0; begin + this.blockTokens <= limit; begin += this.blockTokens) {
-      const id = chain.id(begin / this.blockTokens, tokens);
-      const block = this.#index.find(id, tokens, begin, begin + this.blockTokens);
-      if (block === null) return;
-      yield block;
-    }
+  /** CachedAttention's S_buf law (3.2.1): the rest of the load must fit behind the computation. */
+  #mayJoin(load: LayerTransfer, rowCount: number): boolean {
+    const ready = load.readyLayers();
+    if (ready === load.layers) return true;
+    if (load.enqueuedLayers < load.layers) return false;
+    const { preloadLayers, maxLoadStallMs, blockBytes } = this.options;
+    if (preloadLayers !== null) return ready >= Math.min(preloadLayers, load.layers);
+    const loadMs = this.residency.loadRate.expectedMs(load.hostSlots.length * blockBytes);
+    const computeMs = this.prefillRate.expectedMs(rowCount);
+    if (loadMs === null || computeMs === null) return false;
+    return (loadMs * (load.layers - ready)) / load.layers <= computeMs + maxLoadStallMs;
   }
 
-  /** Continues inside the child that shares most tokens: in place when nobody else needs it, else on a copy. */
-  #openPartialBlock(
+  #touch(blocks: readonly CachedBlock[], nowMs: number, keep: Keep): void {
+    this.policy.touch(blocks, nowMs, keep);
+    this.residency.touched(blocks, nowMs);
+  }
+
+  /** Makes the table's block findable under its name, unless one that says as much is known already. */
+  #publish(
     table: BlockTable,
-    tokens: ArrayLike<number>,
-    begin: number,
-    limit: number,
-  ): number {
-    const end = Math.min(limit, begin + this.blockTokens);
-    const parent = table.chain.parent(table.blocks.length, tokens);
-    const child = this.#index.longestChild(parent, tokens, begin, end);
-    if (child === null) return 0;
-    const { block, length } = child;
-    const isFree = this.#pool.refCount(block.gpu) === 0;
-    if (isFree && length === block.tokens.length && length < this.blockTokens) {
-      this.#pool.retain(block.gpu);
-      table.blocks.push(block.gpu);
-      return length;
-    }
-    return this.#openOnCopy(table, block) ? length : 0;
-  }
-
-  #openOnCopy(table: BlockTable, source: CachedBlock): boolean {
-    // Held while allocating, or the source itself might be the victim.
-    this.#pool.retain(source.gpu);
-    const canCopy = this.#pool.availableCount > 0;
-    if (canCopy) {
-      const copy = this.#allocate();
-      this.device.copyBlocks(Int32Array.of(source.gpu), Int32Array.of(copy));
-      this.#copiedBlocks++;
-      table.blocks.push(copy);
-    }
-    this.#pool.release(source.gpu);
-    return canCopy;
-  }
-
-  #allocate(): BlockNumber {
-    const free = this.#pool.allocate();
-    if (free !== null) return free;
-    const victim = this.#pool.evictable().next();
-    assert(!victim.done, "no block to evict");
-    const owner = this.#pool.evict(victim.value);
-    owner.gpu = ABSENT;
-    this.#index.remove(owner);
-    this.#evictedBlocks++;
-    return this.#pool.allocate()!;
-  }
-
-  /** Makes gpu block `gpu` findable as `id`, unless one that says as much is known already. */
-  #publish(gpu: BlockNumber, id: BlockId, parentId: BlockId, tokens: Int32Array): void {
-    if (this.#index.has(id)) return;
-    const owner = this.#pool.owner(gpu);
+    place: number,
+    name: ReturnType<BlockChain["name"]>,
+    tokens: Int32Array,
+    nowMs: number,
+  ): void {
+    const { residency } = this;
+    const gpu = table.blocks[place]!;
+    const owner = residency.gpu.owner(gpu);
+    const known = residency.index.get(name.id);
+    if (owner === known && owner !== null) return;
     if (owner !== null) {
-      this.#index.rename(owner, id, tokens);
-      return;
+      if (known === null) residency.rename(owner, name, tokens, nowMs);
+      else return;
+    } else if (known === null) {
+      const depth = this.rule.fullIndex(place, table.drops);
+      residency.publish(newCachedBlock(name, tokens, depth), gpu, nowMs);
+    } else {
+      // Known, but perhaps only below: the copy that was just computed spares a load.
+      const isSame = known.prefixCheck === name.prefixCheck && known.tokens.length === tokens.length;
+      if (known.gpu !== ABSENT || !isSame || !known.tokens.every((token, i) => token === tokens[i])) return;
+      residency.publish(known, gpu, nowMs);
     }
-    const block: CachedBlock = { id, parentId, tokens, gpu, host: ABSENT, disk: ABSENT };
-    this.#index.insert(block);
-    this.#pool.setOwner(gpu, block);
+    const block = residency.gpu.owner(gpu)!;
+    this.#touch([block], nowMs, table.keep);
+    if (!this.options.isExclusive) this.#unsaved.push(block);
   }
 }

@@ -57,6 +57,11 @@ export class CachePolicy<Block extends BlockUse> {
     return this.#window?.insideCount ?? 0;
   }
 
+  /** Some block will expire. */
+  get hasMortals(): boolean {
+    return this.#expiry.size > 0;
+  }
+
   /**
    * A sequence waits at the end of the queue. `blocks`: the cached blocks of its prompt, first block first.
    */

@@ -3,22 +3,9 @@
 // they outlive an evicted parent and are found again when it is computed anew.
 
 import { assert } from "../assert.ts";
+import type { BlockName } from "./block-chain.ts";
 import type { BlockId } from "./block-hash.ts";
-import type { BlockNumber } from "./block-pool.ts";
-
-/** Not resident in that tier. */
-export const ABSENT = -1;
-
-/** One block's KV: its meaning, and where copies of it lie. */
-export interface CachedBlock {
-  id: BlockId;
-  readonly parentId: BlockId;
-  /** Its token ids; fewer than a block's worth when it is the open last block of a conversation. */
-  tokens: Int32Array;
-  gpu: BlockNumber;
-  host: BlockNumber;
-  disk: BlockNumber;
-}
+import type { CachedBlock } from "./cached-block.ts";
 
 /** The child that shares the longest run of leading tokens. */
 export interface LongestChild {
@@ -34,26 +21,45 @@ export class PrefixIndex {
     return this.#byId.size;
   }
 
-  /** The block of this id holding exactly tokens[begin, end); a hash collision is no hit. */
-  find(id: BlockId, tokens: ArrayLike<number>, begin: number, end: number): CachedBlock | null {
-    const block = this.#byId.get(id);
-    if (block === undefined || block.tokens.length !== end - begin) return null;
-    return commonLength(block.tokens, tokens, begin, end) === end - begin ? block : null;
+  /**
+   * The block of this name holding exactly tokens[begin, end). A block of the same id that holds other tokens, or
+   * follows others, is a collision: "collision", and no hit.
+   */
+  find(
+    name: BlockName,
+    tokens: ArrayLike<number>,
+    begin: number,
+    end: number,
+  ): CachedBlock | "collision" | null {
+    const block = this.#byId.get(name.id);
+    if (block === undefined) return null;
+    const isSame =
+      block.parentId === name.parentId &&
+      block.prefixCheck === name.prefixCheck &&
+      block.tokens.length === end - begin &&
+      commonLength(block.tokens, tokens, begin, end) === end - begin;
+    return isSame ? block : "collision";
+  }
+
+  get(id: BlockId): CachedBlock | null {
+    return this.#byId.get(id) ?? null;
   }
 
   has(id: BlockId): boolean {
     return this.#byId.has(id);
   }
 
-  /** Null when no child shares even one token with tokens[begin, end). */
+  /** Null when no child shares even one token with tokens[begin, end). `isEligible` may rule children out. */
   longestChild(
-    parentId: BlockId,
+    { parentId, prefixCheck }: Omit<BlockName, "id">,
     tokens: ArrayLike<number>,
     begin: number,
     end: number,
+    isEligible: (block: CachedBlock) => boolean = () => true,
   ): LongestChild | null {
     let best: LongestChild | null = null;
     for (const block of this.#byParent.get(parentId) ?? []) {
+      if (block.prefixCheck !== prefixCheck || !isEligible(block)) continue;
       const length = commonLength(block.tokens, tokens, begin, end);
       if (length > (best?.length ?? 0)) best = { block, length };
     }

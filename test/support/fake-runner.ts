@@ -1,15 +1,16 @@
-// A device without a device: KV memory that holds, for each position, a hash of all tokens up to it, and a "model" whose
-// next token is a hash over all KV that the block table shows it. A wrong table, a block reused too early, a
-// position or a token out of place changes every token that follows, so tests need only compare texts.
-//
-// Work is queued as on a device's compute stream and happens when the test says so.
+// A model without a device: the KV of a position hashes its token, its place in the view and the position before it, in
+// each of several layers, and the next token hashes all KV that the block table shows. A wrong table, a block reused too
+// early, a copy that came too late, a position or a token out of place changes every token that follows, so tests need
+// only compare texts.
 
 import { assert } from "../../sidecar/assert.ts";
 import type { StepRunner } from "../../sidecar/engine/engine.ts";
 import type { EngineSampling } from "../../sidecar/engine/request.ts";
-import type { BlockCopier } from "../../sidecar/kvcache/kv-cache.ts";
+import type { TruncationRule } from "../../sidecar/kvcache/view.ts";
 import { Batch, type BatchLimits } from "../../sidecar/model/batch.ts";
-import type { Device, EventHandle, HostAddress, HostBuffer } from "../../sidecar/native.ts";
+import type { ForwardHooks } from "../../sidecar/model/decoder.ts";
+import type { Device } from "../../sidecar/native.ts";
+import { FakeDevice, STREAMS } from "./fake-device.ts";
 
 export const FAKE_VOCAB = 40;
 export const FAKE_EOS = 0;
@@ -25,9 +26,9 @@ export const GREEDY: EngineSampling = {
   repetitionPenalty: 1, logitBias: [], logprobs: null, ignoreEos: false,
 };
 
-/** KV of position `position` holding `token`, given that of the position before. */
-function kvOf(before: number, token: number, position: number): number {
-  return mix(mix(before, token + 1), position + 101);
+/** KV of a position of the view in one layer, given that of the position before. */
+export function kvOf(before: number, token: number, position: number, layer: number): number {
+  return mix(mix(mix(before, token + 1), position + 101), layer + 7);
 }
 
 export function mix(state: number, value: number): number {
@@ -35,16 +36,42 @@ export function mix(state: number, value: number): number {
   return (mixed ^ (mixed >>> 15)) >>> 0;
 }
 
-/** KV of each position of `tokens`, computed afresh. */
-export function kvValues(tokens: ArrayLike<number>): number[] {
-  const values: number[] = [];
-  for (let i = 0; i < tokens.length; i++) values.push(kvOf(values.at(-1) ?? 0, tokens[i]!, i));
-  return values;
+/** What the model sees of `tokens`: the KV of each position of the view, by layer, computed token by token. */
+export class ReferenceView {
+  /** [layer][position] */
+  readonly kv: number[][];
+  #drops = 0;
+  #length = 0;
+
+  constructor(
+    readonly layers: number,
+    readonly rule: TruncationRule,
+  ) {
+    this.kv = Array.from({ length: layers }, () => []);
+  }
+
+  append(token: number): void {
+    if (this.#drops < this.rule.dropsBefore(this.#length)) {
+      const kept = this.rule.keepBlocks * this.rule.blockTokens;
+      for (const layer of this.kv) layer.splice(kept, this.rule.dropTokens);
+      this.#drops++;
+    }
+    this.#length++;
+    this.kv.forEach((values, layer) => values.push(kvOf(values.at(-1) ?? 0, token, values.length, layer)));
+  }
+
+  nextToken(sampling: FakeSampling): number {
+    return nextToken(this.kv, sampling, this.#length);
+  }
 }
 
-function nextToken(kv: readonly number[], sampling: FakeSampling, rngPosition: number): number {
+function nextToken(
+  kv: readonly (readonly number[])[],
+  sampling: FakeSampling,
+  rngPosition: number,
+): number {
   let logits = 17;
-  for (const value of kv) logits = mix(logits, value);
+  for (const layer of kv) for (const value of layer) logits = mix(logits, value);
   if (sampling.temperature > 0) logits = mix(mix(logits, sampling.seed % 2 ** 31), rngPosition);
   return logits % FAKE_VOCAB;
 }
@@ -53,152 +80,103 @@ function nextToken(kv: readonly number[], sampling: FakeSampling, rngPosition: n
 export function referenceAnswer(
   prompt: ArrayLike<number>,
   { maxTokens, sampling }: { maxTokens: number; sampling: FakeSampling & { ignoreEos: boolean } },
+  view: ReferenceView,
 ): { tokens: number[]; reason: "stop" | "length" } {
-  const tokens = Array.from(prompt);
+  for (let i = 0; i < prompt.length; i++) view.append(prompt[i]!);
   const answer: number[] = [];
   while (answer.length < maxTokens) {
-    const token = nextToken(kvValues(tokens), sampling, tokens.length);
+    const token = view.nextToken(sampling);
     if (token === FAKE_EOS && !sampling.ignoreEos) return { tokens: answer, reason: "stop" };
-    tokens.push(token);
+    view.append(token);
     answer.push(token);
   }
   return { tokens: answer, reason: "length" };
 }
 
-/** The KV memory of `blockCount` blocks. */
-export class SimulatedKv implements BlockCopier {
-  readonly values: Uint32Array;
-
-  constructor(
-    readonly blockCount: number,
-    readonly blockTokens: number,
-  ) {
-    this.values = new Uint32Array(blockCount * blockTokens);
-  }
-
-  read(blocks: ArrayLike<number>, position: number): number {
-    return this.values[this.#at(blocks, position)]!;
-  }
-
-  /** Computes position `position` from the memory itself, as a model does. */
-  compute(blocks: ArrayLike<number>, position: number, token: number): void {
-    const before = position === 0 ? 0 : this.read(blocks, position - 1);
-    this.values[this.#at(blocks, position)] = kvOf(before, token, position);
-  }
-
-  copyBlocks(sources: Int32Array, destinations: Int32Array): void {
-    sources.forEach((source, i) => {
-      const begin = source * this.blockTokens;
-      this.values.copyWithin(destinations[i]! * this.blockTokens, begin, begin + this.blockTokens);
-    });
-  }
-
-  #at(blocks: ArrayLike<number>, position: number): number {
-    const block = blocks[Math.floor(position / this.blockTokens)];
-    assert(block !== undefined && block >= 0 && block < this.blockCount, `no block at position ${position}`);
-    return block * this.blockTokens + (position % this.blockTokens);
-  }
-}
-
-/** As much of a Device as Batch wants. */
-class HostMemory {
-  readonly buffers = new Map<number, ArrayBuffer>();
-  readonly config: { blockTokens: number };
-  #nextEvent = 1;
-
-  constructor(blockTokens: number) {
-    this.config = { blockTokens };
-  }
-
-  allocHost(byteCount: number): HostBuffer {
-    const address = ((this.buffers.size + 1) * 2 ** 32) as HostAddress;
-    const bytes = new ArrayBuffer(byteCount);
-    this.buffers.set(address, bytes);
-    return { address, bytes };
-  }
-
-  createEvent(): EventHandle {
-    return this.#nextEvent++ as EventHandle;
-  }
-
-  ints(address: HostAddress): Int32Array {
-    return new Int32Array(this.buffers.get(address)!);
-  }
-}
-
-type Work =
-  | { readonly kind: "tokens"; readonly slot: number; readonly tokens: Int32Array }
-  | { readonly kind: "copy"; readonly sources: Int32Array; readonly destinations: Int32Array }
-  | { readonly kind: "step"; readonly batch: Batch; readonly input: Int32Array };
-
-export class FakeRunner implements StepRunner, BlockCopier {
+export class FakeRunner implements StepRunner {
   readonly batches: readonly Batch[];
-  readonly kv: SimulatedKv;
   /** Rows of each step that ran. */
   readonly stepRows: number[] = [];
   /** The next sample is -1: the logits were not finite. */
   failsNextSample = false;
-  readonly #memory: HostMemory;
-  readonly #queue: Work[] = [];
+  readonly #inFlight = new Set<Batch>();
+  #stepsDone = 0;
   readonly #tokens: Int32Array[];
 
-  constructor({ blockCount, blockTokens, batchCount = 2, limits }: {
-    blockCount: number;
-    blockTokens: number;
-    batchCount?: number;
-    limits: BatchLimits;
-  }) {
-    this.kv = new SimulatedKv(blockCount, blockTokens);
-    this.#memory = new HostMemory(blockTokens);
-    const device = this.#memory as unknown as Device;
-    this.batches = Array.from({ length: batchCount }, () => new Batch(device, limits));
-    const longest = limits.maxBlocksPerSequence * blockTokens + 1;
+  constructor(
+    readonly device: FakeDevice,
+    limits: BatchLimits,
+    batchCount = 2,
+  ) {
+    this.batches = Array.from({ length: batchCount }, () => new Batch(device as unknown as Device, limits));
+    const longest = limits.maxBlocksPerSequence * device.blockTokens + 1;
     this.#tokens = Array.from({ length: limits.maxSequences }, () => new Int32Array(longest).fill(-1));
   }
 
   writeTokens(slot: number, tokens: Int32Array): void {
-    this.#queue.push({ kind: "tokens", slot, tokens: tokens.slice() });
+    const copy = tokens.slice();
+    this.device.enqueue("compute", () => this.#tokens[slot]!.set(copy));
   }
 
-  copyBlocks(sources: Int32Array, destinations: Int32Array): void {
-    this.#queue.push({ kind: "copy", sources: sources.slice(), destinations: destinations.slice() });
-  }
-
-  run(batch: Batch): void {
+  run(batch: Batch, hooks: ForwardHooks | null): void {
     assert(this.isFinished(batch), "a batch is used again while the device still works on it");
     batch.seal();
-    this.#queue.push({ kind: "step", batch, input: this.#memory.ints(batch.stepAddress).slice() });
+    this.#inFlight.add(batch);
+    const input = this.#ints(batch.stepAddress, batch.stepBytes).slice();
+    for (let layer = 0; layer < this.device.layers; layer++) {
+      hooks?.beforeAttention(layer);
+      this.device.enqueue("compute", () => this.#computeLayer(input, layer));
+      hooks?.afterLayer(layer);
+    }
+    this.device.enqueue("compute", () => this.#finish(batch, input));
   }
 
   isFinished(batch: Batch): boolean {
-    return !this.#queue.some((work) => work.kind === "step" && work.batch === batch);
+    return !this.#inFlight.has(batch);
   }
 
   get stepsInFlight(): number {
-    return this.#queue.filter(({ kind }) => kind === "step").length;
+    return this.#inFlight.size;
   }
 
-  /** Does what is queued up to the end of the oldest step; false when there was none. */
+  /** Does what is queued up to the end of the oldest step; the copy streams move only if that waits for them. */
   finishStep(): boolean {
-    for (;;) {
-      const work = this.#queue.shift();
-      if (work === undefined) return false;
-      if (work.kind === "tokens") this.#tokens[work.slot]!.set(work.tokens);
-      if (work.kind === "copy") this.kv.copyBlocks(work.sources, work.destinations);
-      if (work.kind !== "step") continue;
-      this.#compute(work.batch, work.input);
-      return true;
+    if (this.#inFlight.size === 0) return false;
+    for (const target = this.#stepsDone + 1; this.#stepsDone < target; ) {
+      if (this.device.advance("compute")) continue;
+      const hasMoved = STREAMS.some((stream) => stream !== "compute" && this.device.advance(stream));
+      assert(hasMoved, "the compute stream waits for ever");
+    }
+    return true;
+  }
+
+  #ints(address: Batch["stepAddress"], bytes: number): Int32Array {
+    const view = this.device.memory.view(address, bytes);
+    return new Int32Array(view.buffer, view.byteOffset, bytes / 4);
+  }
+
+  #computeLayer(input: Int32Array, layer: number): void {
+    for (let index = 0; index < input[1]!; index++) {
+      const { tokens, position, rowBegin, rowCount, blocks } = this.#sequence(input, index);
+      for (let i = 0; i < rowCount; i++) {
+        assert(input[input[4]! + rowBegin + i] === index, "a row of another sequence");
+        assert(input[input[5]! + rowBegin + i] === position + i, "positions rise by one");
+        const token = tokens[position + i]!;
+        assert(token >= 0 && token < FAKE_VOCAB, `no token at position ${position + i}`);
+        const before = position + i === 0 ? 0 : this.device.read(blocks, layer, position + i - 1);
+        this.device.write(blocks, layer, position + i, kvOf(before, token, position + i, layer));
+      }
     }
   }
 
-  #compute(batch: Batch, input: Int32Array): void {
-    const memory = this.#memory.ints(batch.stepAddress);
-    assert(Buffer.from(memory.buffer).equals(Buffer.from(input.buffer)), "the input changed under the device");
-    const header = input.subarray(0, 12);
-    this.stepRows.push(header[0]!);
-    for (let i = 0; i < header[1]!; i++) this.#computeRows(input, i);
-    const results = this.#memory.ints(batch.resultsAddress);
-    for (let i = 0; i < header[2]!; i++) this.#sample(input, i, results.subarray(i * RESULT_INTS));
+  #finish(batch: Batch, input: Int32Array): void {
+    const now = this.#ints(batch.stepAddress, batch.stepBytes);
+    assert(now.every((word, i) => word === input[i]), "the input changed under the device");
+    this.stepRows.push(input[0]!);
+    const results = this.#ints(batch.resultsAddress, input[2]! * RESULT_INTS * 4);
+    for (let i = 0; i < input[2]!; i++) this.#sample(input, i, results.subarray(i * RESULT_INTS));
+    this.#inFlight.delete(batch);
+    this.#stepsDone++;
   }
 
   #sequence(input: Int32Array, index: number) {
@@ -214,23 +192,14 @@ export class FakeRunner implements StepRunner, BlockCopier {
     };
   }
 
-  #computeRows(input: Int32Array, index: number): void {
-    const { tokens, position, rowBegin, rowCount, blocks } = this.#sequence(input, index);
-    for (let i = 0; i < rowCount; i++) {
-      assert(input[input[4]! + rowBegin + i] === index, "a row of another sequence");
-      assert(input[input[5]! + rowBegin + i] === position + i, "positions rise by one");
-      const token = tokens[position + i]!;
-      assert(token >= 0 && token < FAKE_VOCAB, `no token at position ${position + i}`);
-      this.kv.compute(blocks, position + i, token);
-    }
-  }
-
   #sample(input: Int32Array, index: number, result: Int32Array): void {
     const at = input[8]! + index * 16;
-    const floats = new Float32Array(input.buffer);
+    const floats = new Float32Array(input.buffer, input.byteOffset);
     const { tokens, position, rowBegin, blocks } = this.#sequence(input, input[at]!);
     const last = position + input[input[7]! + index]! - rowBegin;
-    const kv = Array.from({ length: last + 1 }, (_, i) => this.kv.read(blocks, i));
+    const kv = Array.from({ length: this.device.layers }, (_, layer) =>
+      Array.from({ length: last + 1 }, (_, i) => this.device.read(blocks, layer, i)),
+    );
     const seed = (input[at + 9]! >>> 0) + (input[at + 10]! >>> 0) * 2 ** 32;
     const token = nextToken(kv, { temperature: floats[at + 1]!, seed }, input[at + 11]!);
     result[0] = this.failsNextSample ? NOT_FINITE : token;

@@ -4,7 +4,7 @@
 import { describe, expect, test } from "bun:test";
 import type { EngineRequest } from "../../../sidecar/engine/request.ts";
 import { EngineHarness } from "../../support/engine-harness.ts";
-import { FAKE_EOS, FAKE_VOCAB, GREEDY, referenceAnswer } from "../../support/fake-runner.ts";
+import { FAKE_EOS, FAKE_VOCAB, GREEDY } from "../../support/fake-runner.ts";
 import { SeededRandom, testSeed } from "../../support/seeded-random.ts";
 
 const SALT_OTHER = new Uint8Array(32).fill(9);
@@ -17,7 +17,7 @@ function prompt(length: number, seed = 1): number[] {
 
 function expectReference(harness: EngineHarness, id: number, request: EngineRequest, choice = 0): void {
   const sampling = { ...request.sampling, seed: request.sampling.seed + choice };
-  const expected = referenceAnswer(request.tokens, { maxTokens: request.maxTokens, sampling });
+  const expected = harness.reference({ tokens: Int32Array.from(request.tokens), maxTokens: request.maxTokens, sampling });
   const { tokens, finish } = harness.answer(id, choice);
   expect(tokens).toEqual(expected.tokens);
   expect(finish!.reason).toBe(expected.reason);
@@ -33,7 +33,7 @@ describe("Engine", () => {
     const tokens = prompt(21);
     const id = harness.submit(tokens, { maxTokens: 30, sampling: endless });
     harness.runToEnd();
-    const expected = referenceAnswer(tokens, { maxTokens: 30, sampling: endless });
+    const expected = harness.reference({ tokens: Int32Array.from(tokens), maxTokens: 30, sampling: endless });
     expect(harness.answer(id).tokens).toEqual(expected.tokens);
     expect(harness.answer(id).finish!.reason).toBe("length");
     harness.expectNothingLeft();
@@ -88,7 +88,7 @@ describe("Engine", () => {
     harness.runToEnd();
     // The last sampled token never went through the model.
     expect(harness.answer(second).finish!.usage.cachedTokens.gpu).toBe(19);
-    const expected = referenceAnswer(conversation, { maxTokens: 5, sampling: GREEDY });
+    const expected = harness.reference({ tokens: Int32Array.from(conversation), maxTokens: 5, sampling: GREEDY });
     expect(harness.answer(second).tokens).toEqual(expected.tokens);
   });
 
@@ -120,7 +120,7 @@ describe("Engine", () => {
     const id = harness.submit(tokens, { choiceCount: 4, maxTokens: 6, sampling });
     harness.runToEnd();
     for (let choice = 0; choice < 4; choice++) {
-      const expected = referenceAnswer(tokens, { maxTokens: 6, sampling: { ...sampling, seed: 100 + choice } });
+      const expected = harness.reference({ tokens: Int32Array.from(tokens), maxTokens: 6, sampling: { ...sampling, seed: 100 + choice } });
       expect(harness.answer(id, choice).tokens).toEqual(expected.tokens);
     }
     // Prompt once, the last prompt token again for each follower, five more rows for each answer.
@@ -189,7 +189,7 @@ describe("Engine", () => {
     const next = harness.submit([...known, 5], { maxTokens: 3 });
     harness.runToEnd();
     expect(harness.answer(next).finish!.usage.cachedTokens.gpu).toBeGreaterThanOrEqual(tokens.length);
-    const expected = referenceAnswer([...known, 5], { maxTokens: 3, sampling: GREEDY });
+    const expected = harness.reference({ tokens: Int32Array.from([...known, 5]), maxTokens: 3, sampling: GREEDY });
     expect(harness.answer(next).tokens).toEqual(expected.tokens);
   });
 
@@ -200,7 +200,7 @@ describe("Engine", () => {
     harness.step();
     harness.engine.abort(id, 0, "abort");
     harness.runToEnd();
-    const expected = referenceAnswer(tokens, { maxTokens: 4, sampling: endless });
+    const expected = harness.reference({ tokens: Int32Array.from(tokens), maxTokens: 4, sampling: endless });
     expect(harness.answer(id, 0).finish!.reason).toBe("abort");
     expect(harness.answer(id, 1).tokens).toEqual(expected.tokens);
     expect(harness.answer(id, 2).tokens).toEqual(expected.tokens);
@@ -215,7 +215,7 @@ describe("Engine", () => {
     harness.runner.failsNextSample = true;
     harness.runToEnd();
     expect(harness.fails.get(bad)).toMatchObject({ code: "internal", retryAfterS: null });
-    const expected = referenceAnswer(prompt(12, 2), { maxTokens: 8, sampling: endless });
+    const expected = harness.reference({ tokens: Int32Array.from(prompt(12, 2)), maxTokens: 8, sampling: endless });
     expect(harness.answer(good).tokens).toEqual(expected.tokens);
     harness.expectNothingLeft();
   });
@@ -279,6 +279,8 @@ describe("Engine under random load", () => {
         },
         choiceCount: random.next() < 0.25 ? random.integer(2, 4) : 1,
         maxTokens: Math.min(room, random.integer(1, 24)),
+        isTruncating: false,
+        keep: {},
         receivedAtMs: 0,
         deadlineAtMs: 1e12,
       };
@@ -291,6 +293,7 @@ describe("Engine under random load", () => {
     const maxSequences = random.integer(1, 6);
     return new EngineHarness({
       blockTokens,
+      layers: random.integer(1, 3),
       maxModelLen,
       maxSequences,
       gpuBlocks: least + (random.next() < 0.6 ? random.integer(0, 4) : 100),
@@ -370,7 +373,7 @@ describe("Engine under random load", () => {
   function expectBeginningOf(harness: EngineHarness, id: number, request: EngineRequest, choice: number): void {
     const { tokens, finish } = harness.answer(id, choice);
     const sampling = { ...request.sampling, seed: request.sampling.seed + choice };
-    const expected = referenceAnswer(request.tokens, { maxTokens: request.maxTokens, sampling });
+    const expected = harness.reference({ tokens: Int32Array.from(request.tokens), maxTokens: request.maxTokens, sampling });
     expect(tokens).toEqual(expected.tokens.slice(0, tokens.length));
     if (finish === null) expect(harness.fails.get(id)!.code).toBe("deadline_exceeded");
   }

@@ -3,11 +3,16 @@
 
 import { describe, expect, test } from "bun:test";
 import { type BlockHasher, sha256Hasher } from "../../../sidecar/kvcache/block-hash.ts";
+import { cacheStats } from "../../../sidecar/kvcache/cache-stats.ts";
 import { type BlockTable, KvCache } from "../../../sidecar/kvcache/kv-cache.ts";
-import { kvValues, SimulatedKv } from "../../support/fake-runner.ts";
+import { FakeDevice } from "../../support/fake-device.ts";
+import { kvOf } from "../../support/fake-runner.ts";
 import { SeededRandom, testSeed } from "../../support/seeded-random.ts";
 
 const SALTS = [new Uint8Array(32), new Uint8Array(32).fill(1)];
+const LAYER = 0;
+/** No window is ever full here. */
+const MAX_TOKENS = 4096;
 
 /** A sequence as the engine would run it. */
 interface Run {
@@ -18,37 +23,79 @@ interface Run {
 }
 
 class Fixture {
-  readonly kv: SimulatedKv;
+  readonly device: FakeDevice;
   readonly cache: KvCache;
+  #nowMs = 0;
 
   constructor(gpuBlocks: number, blockTokens = 4, hasher: BlockHasher = sha256Hasher) {
-    this.kv = new SimulatedKv(gpuBlocks, blockTokens);
-    this.cache = new KvCache(this.kv, { blockTokens, gpuBlocks, fingerprint: "test", hasher });
+    this.device = new FakeDevice({ blockCount: gpuBlocks, blockTokens, layers: 1 });
+    this.cache = new KvCache(this.device, {
+      blockTokens,
+      blockBytes: this.device.slotBytes,
+      layers: 1,
+      gpuBlocks,
+      fingerprint: "test",
+      maxTokens: MAX_TOKENS,
+      keepBlocks: 1,
+      truncationRatio: 0.5,
+      policy: "scheduler-aware",
+      windowBlocks: 0,
+      isExclusive: false,
+      recompute: "never",
+      preloadLayers: null,
+      maxLoadStallMs: 1,
+      background: {
+        admission: "idle",
+        idleMs: 1,
+        hostMarks: { lowBlocks: 0, highBlocks: 0 },
+        gpuMarks: { lowBlocks: 0, highBlocks: 0 },
+        maxReads: 1,
+        maxWrites: 1,
+      },
+      hasher,
+    });
+  }
+
+  get nowMs(): number {
+    return ++this.#nowMs;
+  }
+
+  get stats(): Record<string, number> {
+    return cacheStats(this.cache);
   }
 
   /** Null when it does not fit. */
   open(tokens: readonly number[], salt = 0): Run | null {
-    const chain = this.cache.chain(SALTS[salt]!);
     const limit = tokens.length - 1;
-    if (!this.cache.fits(chain, tokens, limit, tokens.length)) return null;
-    const { table, cached } = this.cache.open(chain, tokens, limit);
+    const prompt = this.cache.enqueue({ chain: this.cache.chain(SALTS[salt]!), tokens, limit, keep: {} });
+    const opened = this.cache.open(prompt, tokens.length, { nowMs: this.nowMs, isShared: false });
+    if (opened === "no-room") {
+      this.cache.dequeue(prompt);
+      return null;
+    }
+    if (opened === "reading") throw new Error("there is no disk");
+    const { table, length } = opened;
     expect(this.cache.extend(table, tokens.length), "what fits can be extended").toBe(true);
-    const cachedCount = cached.gpu + cached.host + cached.disk;
-    expect(cachedCount).toBeLessThanOrEqual(limit);
-    this.expectContent(table, tokens, cachedCount);
-    return { table, tokens: [...tokens], cachedCount, computed: cachedCount };
+    expect(length).toBeLessThanOrEqual(limit);
+    expect(opened.cached).toEqual({ gpu: length, host: 0, disk: 0 });
+    this.device.drain();
+    this.expectContent(table, tokens, length);
+    return { table, tokens: [...tokens], cachedCount: length, computed: length };
   }
 
   compute(run: Run, end = run.tokens.length): void {
     for (; run.computed < end; run.computed++) {
-      this.kv.compute(run.table.blocks, run.computed, run.tokens[run.computed]!);
+      const { blocks } = run.table;
+      const before = run.computed === 0 ? 0 : this.device.read(blocks, LAYER, run.computed - 1);
+      const value = kvOf(before, run.tokens[run.computed]!, run.computed, LAYER);
+      this.device.write(blocks, LAYER, run.computed, value);
     }
-    this.cache.commit(run.table, run.tokens, run.computed);
+    this.cache.commit(run.table, run.tokens, run.computed, this.nowMs);
   }
 
   close(run: Run): void {
     this.expectContent(run.table, run.tokens, run.computed);
-    this.cache.close(run.table, run.tokens, run.computed);
+    this.cache.close(run.table, run.tokens, run.computed, this.nowMs);
   }
 
   /** Opens, computes and closes. Returns how many tokens were cached. */
@@ -61,8 +108,9 @@ class Fixture {
   }
 
   expectContent(table: BlockTable, tokens: readonly number[], count: number): void {
-    const expected = kvValues(tokens.slice(0, count));
-    expect(expected.map((_, i) => this.kv.read(table.blocks, i))).toEqual(expected);
+    const expected: number[] = [];
+    for (let i = 0; i < count; i++) expected.push(kvOf(expected.at(-1) ?? 0, tokens[i]!, i, LAYER));
+    expect(expected.map((_, i) => this.device.read(table.blocks, LAYER, i))).toEqual(expected);
   }
 }
 
@@ -83,7 +131,7 @@ describe("KvCache", () => {
     const fixture = new Fixture(16);
     fixture.visit(range(20));
     expect(fixture.visit([...range(10), 99, 98, 97])).toBe(10);
-    expect(fixture.cache.stats().copiedBlocks).toBe(1);
+    expect(fixture.stats.copiedBlocks).toBe(1);
   });
 
   test("two accounts never share", () => {
@@ -97,10 +145,10 @@ describe("KvCache", () => {
     const fixture = new Fixture(16);
     fixture.visit(range(6));
     const first = fixture.open(range(9))!;
-    expect(fixture.cache.stats().copiedBlocks).toBe(0);
+    expect(fixture.stats.copiedBlocks).toBe(0);
     const second = fixture.open([...range(6), 50, 51, 52])!;
     expect(second.cachedCount).toBe(6);
-    expect(fixture.cache.stats().copiedBlocks).toBe(1);
+    expect(fixture.stats.copiedBlocks).toBe(1);
     fixture.compute(first);
     fixture.compute(second);
     fixture.close(first);
@@ -112,7 +160,7 @@ describe("KvCache", () => {
     const fixture = new Fixture(16);
     const running = fixture.open(range(10))!;
     fixture.compute(running);
-    fixture.cache.commitOpen(running.table, running.tokens, running.computed);
+    fixture.cache.commitOpen(running.table, running.tokens, running.computed, fixture.nowMs);
     const other = fixture.open(range(10))!;
     expect(other.cachedCount).toBe(9);
     running.tokens.push(77, 78, 79, 80);
@@ -162,7 +210,7 @@ describe("KvCache", () => {
     const fixture = new Fixture(8);
     fixture.visit(range(9));
     fixture.visit(range(9));
-    expect(fixture.cache.stats()).toMatchObject({ queriedTokens: 16, hitTokens: 8, gpuBlocksAvailable: 8 });
+    expect(fixture.stats).toMatchObject({ queriedTokens: 16, hitTokens: 8, gpuBlocksAvailable: 8 });
   });
 });
 
@@ -201,7 +249,7 @@ describe("KvCache under random use", () => {
             run.tokens.push(random.integer(1, 3));
           }
         } else if (pick < 0.8) {
-          fixture.cache.commitOpen(run.table, run.tokens, run.computed);
+          fixture.cache.commitOpen(run.table, run.tokens, run.computed, fixture.nowMs);
         } else {
           known.push([...run.tokens]);
           fixture.close(run);

@@ -1,0 +1,152 @@
+// What the cache does on its own between steps: drop what expired, keep room free in each tier, fetch what the waiting
+// queue will need, write what has become idle to disk. It only starts moves; each call is bounded.
+
+import { ABSENT, type CachedBlock, isHostReady } from "./cached-block.ts";
+import { blocksToDemote, prefetchBudget, type Watermarks } from "./policy.ts";
+import type { Residency } from "./residency.ts";
+
+/** When blocks go to disk; always also on eviction from host memory. */
+export const DISK_ADMISSIONS = ["idle", "eviction", "second-touch"] as const;
+export type DiskAdmission = (typeof DISK_ADMISSIONS)[number];
+
+export interface BackgroundOptions {
+  readonly admission: DiskAdmission;
+  /** With "idle": time without use after which a block is written. */
+  readonly idleMs: number;
+  readonly hostMarks: Watermarks;
+  readonly gpuMarks: Watermarks;
+  /** Disk moves in flight at once. */
+  readonly maxReads: number;
+  readonly maxWrites: number;
+}
+
+/** Moves started in one turn, so that no turn of the engine's loop takes long. */
+const STARTS_PER_TURN = 32;
+/** Headers of the host tier written in one turn; each costs a checksum over a block. */
+const SEALS_PER_TURN = 2;
+
+export class Background {
+  expiredBlocks = 0;
+  prefetchedBlocks = 0;
+  /** Moved or dropped in the last turn: there may be more. */
+  #isActive = false;
+
+  constructor(
+    readonly residency: Residency,
+    readonly options: BackgroundOptions,
+  ) {}
+
+  /** Something will have to be done even if nothing happens. */
+  isWaiting(nowMs: number): boolean {
+    const { disk, host } = this.residency.tiers;
+    const writes = this.options.admission !== "eviction" && this.residency.dirty.size > 0;
+    return this.#isActive || (disk?.isOn(nowMs) === true && writes) || host?.hasUnsealed === true ||
+      this.residency.policy.hasMortals;
+  }
+
+  turn(nowMs: number): void {
+    this.#isActive = false;
+    this.#expire(nowMs);
+    if (this.residency.tiers.host === null) return;
+    this.#demoteGpu(nowMs);
+    this.#demoteHost(nowMs);
+    this.#prefetch(nowMs);
+    this.#writeIdle(nowMs, this.options.idleMs);
+    this.residency.tiers.host.seal(SEALS_PER_TURN);
+  }
+
+  /** For an orderly stop: starts writing what the disk admits; true while there is something left. */
+  flush(nowMs: number): boolean {
+    const { host, disk } = this.residency.tiers;
+    if (host === null || disk === null || !disk.isOn(nowMs)) return false;
+    this.#writeIdle(nowMs, 0);
+    return this.residency.movesInFlight > 0 || this.#isActive;
+  }
+
+  #expire(nowMs: number): void {
+    for (const block of this.residency.policy.expire(nowMs)) {
+      this.residency.drop(block, "expired", nowMs);
+      this.expiredBlocks++;
+    }
+  }
+
+  /** Exclusive tiers: room in the gpu tier is made by moving blocks down, before anyone asks for it. */
+  #demoteGpu(nowMs: number): void {
+    const { residency } = this;
+    const { gpu, options } = residency;
+    if (!options.isExclusive) return;
+    let count = blocksToDemote(gpu.freeCount, residency.descendingCount, this.options.gpuMarks);
+    for (let left = STARTS_PER_TURN; count > 0 && left > 0; count--, left--) {
+      const victim = gpu.victim();
+      if (victim === null) return;
+      this.#isActive = true;
+      if (isHostReady(victim) || victim.isDiskReady) residency.leaveGpu(victim, "evicted");
+      else {
+        residency.descend([victim], nowMs);
+        if (victim.host === ABSENT) return; // no room below: it stays until someone needs its place
+      }
+    }
+  }
+
+  #demoteHost(nowMs: number): void {
+    const { residency } = this;
+    const { pool } = residency.tiers.host!;
+    let count = blocksToDemote(pool.freeCount, residency.leavingCount, this.options.hostMarks);
+    for (let left = STARTS_PER_TURN; count > 0 && left > 0; count--, left--) {
+      const victim = pool.victim();
+      if (victim === null) return;
+      this.#isActive = true;
+      if (victim.isDiskReady || !this.#isAdmitted(victim)) residency.evictHost(victim);
+      else if (!this.#canWrite(nowMs)) return;
+      else if (residency.write(victim, nowMs)) residency.demote(victim);
+      else if (victim.host !== ABSENT) residency.evictHost(victim); // the disk holds nothing worth less
+    }
+  }
+
+  /** The queue's next blocks come up from disk before their turn (CachedAttention, 3.3.1). */
+  #prefetch(nowMs: number): void {
+    const { residency, options } = this;
+    const { host, disk } = residency.tiers;
+    if (disk === null || !disk.isOn(nowMs)) return;
+    const { pool } = host!;
+    const pinned = pool.blockCount - pool.availableCount;
+    const window = prefetchBudget(pool.blockCount, pinned, options.hostMarks.highBlocks);
+    const room = Math.min(options.maxReads - disk.readingCount, pool.availableCount);
+    const blocks = residency.policy.prefetch(window, room, (block) =>
+      block.isDiskReady && block.host === ABSENT && block.gpu === ABSENT,
+    );
+    for (const block of blocks) if (residency.read(block, nowMs)) this.prefetchedBlocks++;
+  }
+
+  #writeIdle(nowMs: number, idleMs: number): void {
+    const { residency } = this;
+    const { admission } = this.options;
+    if (admission === "eviction" && idleMs > 0) return;
+    const toSave: CachedBlock[] = [];
+    let left = STARTS_PER_TURN;
+    for (const [block, usedAtMs] of residency.dirty) {
+      if (left-- <= 0 || !this.#canWrite(nowMs)) break;
+      const isDue = admission === "second-touch" && idleMs > 0
+        ? block.useCount > 1
+        : nowMs - usedAtMs >= idleMs;
+      if (!isDue) {
+        if (admission === "second-touch") continue;
+        break; // the others were used later
+      }
+      if (isHostReady(block)) {
+        residency.write(block, nowMs);
+      } else if (block.host === ABSENT && block.gpu !== ABSENT) toSave.push(block);
+      this.#isActive = true;
+    }
+    if (toSave.length > 0) residency.save(toSave, "now", nowMs);
+  }
+
+  #isAdmitted(block: CachedBlock): boolean {
+    return this.options.admission !== "second-touch" || block.useCount > 1;
+  }
+
+  #canWrite(nowMs: number): boolean {
+    const { disk } = this.residency.tiers;
+    return disk !== null && disk.isOn(nowMs) && disk.writingCount < this.options.maxWrites;
+  }
+}

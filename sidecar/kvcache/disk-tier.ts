@@ -1,0 +1,142 @@
+// The disk tier: which block is in which slot of the file, what is being read and written, and whether the disk can be
+// trusted. A disk that fails several times in a row is left alone for a while; one whose reads do not come back is
+// given up.
+
+import type { HostAddress } from "../native.ts";
+import { type BlockNumber, BlockPool } from "./block-pool.ts";
+import type { CachedBlock } from "./cached-block.ts";
+import type { DiskEvent, DiskOutcome, DiskStore } from "./disk-store.ts";
+import type { VictimOrder } from "./victim-order.ts";
+
+/** Failures in a row after which the disk is left alone, and for how long. */
+const FAILURES_MAX = 4;
+const PAUSE_MS = 30_000;
+/** Operations that the kernel never answered, after which the disk is given up. */
+const ABANDONED_MAX = 4;
+
+/** A block moving between a host slot and a disk slot; both stay in use meanwhile. */
+interface Move {
+  readonly block: CachedBlock;
+  readonly hostSlot: BlockNumber;
+  readonly diskSlot: BlockNumber;
+}
+
+/** How a read or write ended. */
+export interface EndedMove extends Move {
+  readonly kind: "read" | "write";
+  readonly outcome: DiskOutcome;
+  readonly bytes: number;
+  /** False: the kernel may still touch the host slot; the same move ends once more when it no longer can. */
+  readonly isMemoryFree: boolean;
+}
+
+export class DiskTier {
+  readonly pool: BlockPool<CachedBlock>;
+  readonly #reads = new Map<BlockNumber, Move>();
+  readonly #writes = new Map<BlockNumber, Move>();
+  /** Slots that gave back something else than was written. */
+  readonly #retired = new Set<BlockNumber>();
+  #failures = 0;
+  #pausedUntilMs = 0;
+  #abandoned = 0;
+  #isGivenUp = false;
+  readBytes = 0;
+  writtenBytes = 0;
+  failureCount = 0;
+
+  constructor(
+    readonly store: DiskStore,
+    order: VictimOrder<CachedBlock>,
+    readonly onMessage: (message: string) => void,
+  ) {
+    this.pool = new BlockPool(store.options.slotCount, order);
+  }
+
+  get readingCount(): number {
+    return this.#reads.size;
+  }
+
+  get writingCount(): number {
+    return this.#writes.size;
+  }
+
+  get operationCount(): number {
+    return this.store.operationCount;
+  }
+
+  isOn(nowMs: number): boolean {
+    return !this.#isGivenUp && nowMs >= this.#pausedUntilMs;
+  }
+
+  /** Both slots must be in use by the caller; they are given back by who handles the ended move. */
+  write(move: Move, address: HostAddress, nowMs: number): void {
+    const { id, parentId, prefixCheck, depth, tokens, recencyMs, expiresAtMs } = move.block;
+    this.#writes.set(move.diskSlot, move);
+    const identity = { id, parentId, prefixCheck, depth, tokens, lastUsedAtMs: recencyMs, expiresAtMs };
+    this.store.write(move.diskSlot, address, identity, nowMs);
+  }
+
+  read(move: Move, address: HostAddress, nowMs: number): void {
+    this.#reads.set(move.diskSlot, move);
+    this.store.read(move.diskSlot, address, nowMs);
+  }
+
+  /** Empties a slot that nobody owns and the caller has in use; it is free once that is on the medium. */
+  erase(slot: BlockNumber, nowMs: number): void {
+    this.store.erase(slot, nowMs);
+  }
+
+  /** The same for a slot that stays out of use. */
+  eraseForGood(slot: BlockNumber, nowMs: number): void {
+    this.#retired.add(slot);
+    this.store.erase(slot, nowMs);
+  }
+
+  poll(nowMs: number): EndedMove[] {
+    return this.store.poll(nowMs).flatMap((event) => this.#end(event, nowMs) ?? []);
+  }
+
+  #end({ kind, slot, outcome, bytes }: DiskEvent, nowMs: number): EndedMove | null {
+    if (kind === "released") return this.#endReleased(slot);
+    this.#judge(outcome, nowMs);
+    if (kind === "erase") {
+      // A header that could not be emptied might be believed again: the slot stays out of use.
+      if (outcome === "ok" && !this.#retired.has(slot)) this.pool.release(slot);
+      return null;
+    }
+    const moves = kind === "write" ? this.#writes : this.#reads;
+    const move = moves.get(slot)!;
+    const isMemoryFree = outcome !== "timeout";
+    if (isMemoryFree) moves.delete(slot);
+    if (outcome === "ok" && kind === "read") this.readBytes += bytes;
+    if (outcome === "ok" && kind === "write") this.writtenBytes += bytes;
+    return { ...move, kind, outcome, bytes, isMemoryFree };
+  }
+
+  #endReleased(slot: BlockNumber): EndedMove | null {
+    this.#abandoned--;
+    for (const [kind, moves] of [["read", this.#reads], ["write", this.#writes]] as const) {
+      const move = moves.get(slot);
+      if (move === undefined) continue;
+      moves.delete(slot);
+      return { ...move, kind, outcome: "timeout", bytes: 0, isMemoryFree: true };
+    }
+    return null;
+  }
+
+  #judge(outcome: DiskOutcome, nowMs: number): void {
+    if (outcome === "ok") {
+      this.#failures = 0;
+      return;
+    }
+    this.failureCount++;
+    if (outcome === "timeout" && ++this.#abandoned === ABANDONED_MAX) {
+      this.#isGivenUp = true;
+      this.onMessage(`disk tier: ${ABANDONED_MAX} operations did not come back: it is off until the next start`);
+    }
+    if (++this.#failures < FAILURES_MAX) return;
+    this.#failures = 0;
+    this.#pausedUntilMs = nowMs + PAUSE_MS;
+    this.onMessage(`disk tier: ${FAILURES_MAX} failures in a row (${outcome}): left alone for ${PAUSE_MS / 1000} s`);
+  }
+}

@@ -1,0 +1,45 @@
+// Why blocks that once were cached are not any more, so that a miss can be counted with its reason. Bounded: the
+// reasons of the longest lost are forgotten, and such a block is plainly absent.
+
+import type { BlockId } from "./block-hash.ts";
+
+/** Reasons for which prompt tokens are computed and not taken from the cache. */
+export const MISS_REASONS = [
+  "absent",
+  "evicted",
+  "expired",
+  "corrupt",
+  "io",
+  "timeout",
+  "fingerprint",
+  "collision",
+  "truncated_restart",
+  "template_rewrote",
+  "recompute_cheaper",
+  "deleted",
+] as const;
+export type MissReason = (typeof MISS_REASONS)[number];
+
+export class LostBlocks {
+  readonly #reasons = new Map<BlockId, MissReason>();
+  readonly counts = new Map<MissReason, number>();
+
+  constructor(readonly capacity: number) {}
+
+  note(id: BlockId, reason: MissReason): void {
+    this.counts.set(reason, (this.counts.get(reason) ?? 0) + 1);
+    this.#reasons.delete(id);
+    this.#reasons.set(id, reason);
+    if (this.#reasons.size <= this.capacity) return;
+    this.#reasons.delete(this.#reasons.keys().next().value!);
+  }
+
+  /** The block is cached again. */
+  found(id: BlockId): void {
+    this.#reasons.delete(id);
+  }
+
+  reason(id: BlockId): MissReason {
+    return this.#reasons.get(id) ?? "absent";
+  }
+}

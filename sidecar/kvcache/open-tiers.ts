@@ -1,0 +1,188 @@
+// The tiers below the gpu, opened on a device: the host arena and the disk tier's file, and what an earlier process left
+// in them. Whatever cannot be had is said in one line, and the cache does without.
+
+import { mkdirSync, statfsSync } from "node:fs";
+import { dirname } from "node:path";
+import {
+  type Device,
+  type Disk,
+  hostView,
+  type HostArena,
+  NativeError,
+  type NativeLibrary,
+  Status,
+} from "../native.ts";
+import { HEADER_BYTES } from "./block-header.ts";
+import type { CachedBlock } from "./cached-block.ts";
+import { diskFileBytes, diskSlotCount } from "./disk-layout.ts";
+import { DiskStore } from "./disk-store.ts";
+import { DiskTier } from "./disk-tier.ts";
+import { HostTier } from "./host-tier.ts";
+import type { CachePolicy } from "./policy.ts";
+import type { LowerTiers, Residency } from "./residency.ts";
+
+export interface TierOptions {
+  readonly fingerprint: string;
+  /** 0: no host tier, and then no disk tier either, for blocks reach the disk through host memory. */
+  readonly hostBytes: number;
+  /** POSIX shared-memory name under which the host tier survives this process; null: it does not. */
+  readonly hostName: string | null;
+  /** 0: no disk tier. */
+  readonly diskBytes: number;
+  readonly diskPath: string;
+  readonly ioThreads: number;
+  readonly readTimeoutMs: number;
+  readonly writeTimeoutMs: number;
+}
+
+/** A tier that was asked for cannot be had; the message says why and what to do. */
+export class TierError extends Error {
+  override name = "TierError";
+}
+
+/** Headers on their way to disk at once. */
+const HEADER_BUFFERS = 64;
+const CLOSE_TIMEOUT_US = 5_000_000;
+
+/** Opened tiers, before the cache that uses them exists. */
+export class Tiers {
+  readonly hostSlots: number;
+  readonly diskSlots: number;
+  readonly arena: HostArena | null;
+  readonly #disk: Disk | null;
+
+  /** Throws TierError: another process has the file, or it does not fit the disk. */
+  constructor(
+    readonly library: NativeLibrary,
+    readonly device: Device,
+    readonly options: TierOptions,
+    readonly say: (message: string) => void,
+  ) {
+    const { slotBytes } = device.blockBytes();
+    this.hostSlots = Math.floor(options.hostBytes / (slotBytes + HEADER_BYTES));
+    this.diskSlots = this.hostSlots === 0 ? 0 : diskSlotCount(options.diskBytes, slotBytes);
+    this.#disk = this.diskSlots === 0 ? null : this.#openDisk(slotBytes);
+    // Without the file's lock nobody guards the mapping: it is adopted only beside a disk tier.
+    const name = this.#disk === null ? null : options.hostName;
+    this.arena = this.hostSlots === 0 ? null : this.#openArena(name);
+  }
+
+  /** Makes the tiers for a cache of this policy. */
+  create(policy: CachePolicy<CachedBlock>): LowerTiers {
+    if (this.arena === null) return { host: null, disk: null };
+    const { slotBytes } = this.device.blockBytes();
+    const { slotsAddress, headersAddress, isShared } = this.arena;
+    const headers = isShared ? new Uint8Array(hostView(headersAddress, this.hostSlots * HEADER_BYTES)) : null;
+    const host = new HostTier(
+      {
+        slotCount: this.hostSlots,
+        slotBytes,
+        slotsAddress,
+        headers,
+        fingerprint: this.options.fingerprint,
+        checksum: (address, bytes) => this.library.checksum(address, bytes),
+      },
+      policy.host,
+    );
+    return { host, disk: this.#disk === null ? null : this.#createDiskTier(this.#disk, slotBytes, policy) };
+  }
+
+  /** Takes over what an earlier process left. */
+  adopt(residency: Residency): void {
+    const { host, disk } = residency.tiers;
+    if (host !== null) this.#adoptHost(host, residency);
+    if (disk !== null) this.#adoptDisk(disk, residency);
+  }
+
+  /** `keepHost`: the mapping stays for the next process to adopt. */
+  close(keepHost: boolean): void {
+    if (this.arena !== null) this.device.closeHostArena(!(keepHost && this.arena.isShared));
+    try {
+      this.#disk?.close(CLOSE_TIMEOUT_US);
+    } catch (error) {
+      // Requests that the kernel still has: the file is only a cache, and its headers say what is whole.
+      this.say(`disk tier: ${(error as Error).message}`);
+    }
+  }
+
+  #openArena(name: string | null): HostArena {
+    const arena = this.device.openHostArena(name, this.hostSlots);
+    if (name !== null && !arena.isShared) {
+      this.say("host tier: no room in shared memory: it will not survive a crash of this process");
+    }
+    return arena;
+  }
+
+  #openDisk(slotBytes: number): Disk {
+    const { diskPath, ioThreads } = this.options;
+    const fileBytes = diskFileBytes(this.diskSlots, slotBytes);
+    mkdirSync(dirname(diskPath), { recursive: true, mode: 0o700 });
+    try {
+      const disk = this.library.openDisk(diskPath, fileBytes, ioThreads);
+      disk.wake(this.device);
+      if (!disk.isPreallocated) {
+        this.say(`disk tier: ${diskPath} cannot be preallocated here: it grows up to its size, if there is room`);
+      }
+      if (!disk.isDirect) this.say(`disk tier: no direct I/O at ${diskPath}: reads go through the page cache`);
+      return disk;
+    } catch (error) {
+      throw tierError(error, diskPath, fileBytes);
+    }
+  }
+
+  #createDiskTier(disk: Disk, slotBytes: number, policy: CachePolicy<CachedBlock>): DiskTier {
+    const { fingerprint, readTimeoutMs, writeTimeoutMs } = this.options;
+    const store = new DiskStore(disk, {
+      slotCount: this.diskSlots,
+      slotBytes,
+      fingerprint,
+      headerBuffers: this.device.allocHost(HEADER_BUFFERS * HEADER_BYTES),
+      readTimeoutMs,
+      writeTimeoutMs,
+    });
+    return new DiskTier(store, policy.disk, this.say);
+  }
+
+  #adoptHost(host: HostTier, residency: Residency): void {
+    if (this.arena?.isAdopted !== true) return;
+    const { slots, dropped } = host.adopt();
+    for (const slot of slots.sort(byDepth)) residency.adopt(slot, "host", slot.slot);
+    this.say(`host tier: ${slots.length} blocks of an earlier process, ${dropped} headers not believed`);
+  }
+
+  #adoptDisk(disk: DiskTier, residency: Residency): void {
+    const { blocks, dropped, discarded } = disk.store.scan();
+    disk.pool.claim(new Set(blocks.map(({ slot }) => slot)));
+    for (const block of blocks.sort(byDepth)) residency.adopt(block, "disk", block.slot);
+    if (discarded !== null && discarded !== "new") {
+      this.say(`disk tier: what ${this.options.diskPath} held was dropped, for it is of another ${discarded}`);
+    }
+    const reasons = Object.entries(dropped).filter(([, count]) => count > 0);
+    const why = reasons.map(([reason, count]) => `, ${count} dropped (${reason})`).join("");
+    if (blocks.length > 0 || why !== "") this.say(`disk tier: ${blocks.length} blocks of an earlier process${why}`);
+  }
+}
+
+/** Parents first, so that a child finds its own. */
+function byDepth(a: { readonly depth: number }, b: { readonly depth: number }): number {
+  return a.depth - b.depth;
+}
+
+function tierError(error: unknown, path: string, fileBytes: number): unknown {
+  if (!(error instanceof NativeError)) return error;
+  if (error.status === Status.inUse) {
+    return new TierError(`another sidecar uses ${path}: give this one another --data directory or --disk-path`);
+  }
+  if (error.status === Status.noSpace) {
+    const { bavail, bsize } = statfsSync(dirname(path));
+    return new TierError(
+      `the disk tier wants ${mebibytes(fileBytes)} at ${path}, but only ${mebibytes(bavail * bsize)} are free: ` +
+        "give a smaller --disk, or --disk 0 for none",
+    );
+  }
+  return new TierError(`disk tier: ${error.message}`);
+}
+
+function mebibytes(bytes: number): string {
+  return `${Math.round(bytes / 2 ** 20)} MiB`;
+}
