@@ -172,7 +172,8 @@ function checkTogether(config: SidecarConfig): void {
   }
   if (maxBatchTokens < maxNumSeqs) {
     throw new OptionError(
-      `--max-batch-tokens (${maxBatchTokens}) must be at least --max-num-seqs (${maxNumSeqs}): each running sequence needs a row`,
+      `--max-batch-tokens (${maxBatchTokens}) must be at least --max-num-seqs (${maxNumSeqs}): ` +
+        "each running sequence needs a row",
     );
   }
 }

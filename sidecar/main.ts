@@ -117,19 +117,18 @@ function startEngine(
 
 function describeEngine(ready: EngineReady, config: SidecarConfig): void {
   say(`device: ${JSON.stringify(ready.device)}`);
-  say(
-    `model: ${ready.maxModelLen} tokens of context, KV cache ${ready.kvDtype}, loaded in ${Math.round(ready.loadMs)} ms`,
-  );
+  const loadMs = Math.round(ready.loadMs);
+  say(`model: ${ready.maxModelLen} tokens of context, KV cache ${ready.kvDtype}, loaded in ${loadMs} ms`);
   say(`requests: at most ${config.maxNumSeqs} sequences at once, ${config.maxWaiting} waiting`);
 }
 
 /** The host tier's name: another one for each data directory of each user. */
 function sharedMemoryName({ dataDirectory, cache }: SidecarConfig): string {
-  const hasher = new Bun.CryptoHasher("sha256").update(`${process.getuid?.() ?? 0}\0${dataDirectory}\0${cache.diskPath}`);
-  return `/kvasir-${hasher.digest("hex").slice(0, 24)}`;
+  const owner = `${process.getuid?.() ?? 0}\0${dataDirectory}\0${cache.diskPath}`;
+  return `/kvasir-${new Bun.CryptoHasher("sha256").update(owner).digest("hex").slice(0, 24)}`;
 }
 
-/** SIGINT or SIGTERM; or the end of standard input when a parent holds it open, so that nothing outlives the launcher. */
+/** SIGINT, SIGTERM, or the end of the standard input that a parent holds open, so that nothing outlives the launcher. */
 function stopSignal(): Promise<void> {
   return new Promise((resolve) => {
     process.once("SIGINT", () => resolve());

@@ -2,8 +2,12 @@
 // (-1 becomes 4294967295, a missing argument 0), so every argument is checked here, and every status
 // becomes a NativeError here.
 
-import { dlopen, FFIType, type Pointer, toArrayBuffer } from "bun:ffi";
+import { dlopen, type Pointer, toArrayBuffer } from "bun:ffi";
 import { assert, assertU32 } from "./assert.ts";
+import { assertAddress, assertAddresses, assertPositive, assertSize, cString } from "./native-arguments.ts";
+import { SYMBOLS } from "./native-symbols.ts";
+
+export type { Pointer };
 
 export const ABI_VERSION = 1;
 
@@ -88,68 +92,6 @@ export interface HostArena {
   readonly isAdopted: boolean;
 }
 
-const { i32, u32, u64, f32, ptr, cstring } = FFIType;
-/** By name: bun 1.4.5 refuses the number that FFIType has for it. */
-const buffer = "buffer";
-
-const SYMBOLS = {
-  kvs_abi_version: { args: [], returns: u32 },
-  kvs_last_error: { args: [], returns: cstring },
-  kvs_open: { args: [buffer, buffer], returns: i32 },
-  kvs_close: { args: [ptr], returns: i32 },
-  kvs_device_info: { args: [ptr, buffer, u32], returns: i32 },
-  kvs_memory_info: { args: [ptr, buffer, buffer], returns: i32 },
-  kvs_set_rope: { args: [ptr, buffer], returns: i32 },
-  kvs_set_alibi: { args: [ptr, buffer], returns: i32 },
-  kvs_alloc: { args: [ptr, u64, buffer], returns: i32 },
-  kvs_free: { args: [ptr, u64], returns: i32 },
-  kvs_alloc_host: { args: [ptr, u64, buffer], returns: i32 },
-  kvs_free_host: { args: [ptr, u64], returns: i32 },
-  kvs_weight_create: { args: [ptr, u32, u32, u32, buffer], returns: i32 },
-  kvs_weight_upload: { args: [ptr, ptr, u32, u32, buffer, u32], returns: i32 },
-  kvs_weight_fill_random: { args: [ptr, ptr, u64, f32], returns: i32 },
-  kvs_weight_free: { args: [ptr, ptr], returns: i32 },
-  kvs_event_create: { args: [ptr, buffer], returns: i32 },
-  kvs_record: { args: [ptr, u32, u32, u32], returns: i32 },
-  kvs_stream_wait: { args: [ptr, u32, u32], returns: i32 },
-  kvs_event_query: { args: [ptr, u32], returns: i32 },
-  kvs_wait: { args: [ptr, u32], returns: i32 },
-  kvs_post: { args: [ptr], returns: i32 },
-  kvs_write_tokens: { args: [ptr, u32, u32, buffer, u32], returns: i32 },
-  kvs_begin_step: { args: [ptr, ptr, u32], returns: i32 },
-  kvs_embed: { args: [ptr, u64, ptr, u32], returns: i32 },
-  kvs_rms_norm: { args: [ptr, u64, u64, u64, u32, u32, f32], returns: i32 },
-  kvs_layer_norm: { args: [ptr, u64, u64, u64, u64, u32, u32, f32], returns: i32 },
-  kvs_matmul: { args: [ptr, u64, u64, ptr, u64, u32, u32], returns: i32 },
-  kvs_append_kv: { args: [ptr, u64, u64, u32, u64, u64, u32, f32], returns: i32 },
-  kvs_attention: { args: [ptr, u64, u64, u32, u32, u32], returns: i32 },
-  kvs_silu_mul: { args: [ptr, u64, u64, u32, u32], returns: i32 },
-  kvs_gelu: { args: [ptr, u64, u64, u32, u32], returns: i32 },
-  kvs_gather_logit_rows: { args: [ptr, u64, u64, u32, u32], returns: i32 },
-  kvs_sample: { args: [ptr, u64, u64, u32], returns: i32 },
-  kvs_copy_out: { args: [ptr, u64, u64, u64], returns: i32 },
-  kvs_copy_in: { args: [ptr, u64, buffer, u64], returns: i32 },
-  kvs_graph_begin: { args: [ptr, u32], returns: i32 },
-  kvs_graph_end: { args: [ptr, u32], returns: i32 },
-  kvs_graph_launch: { args: [ptr, u32], returns: i32 },
-  kvs_kv_create: { args: [ptr, u32], returns: i32 },
-  kvs_block_bytes: { args: [ptr, buffer, buffer], returns: i32 },
-  kvs_copy_blocks: { args: [ptr, buffer, buffer, u32], returns: i32 },
-  kvs_load_layer: { args: [ptr, u32, buffer, buffer, u32, u32], returns: i32 },
-  kvs_save_layer: { args: [ptr, u32, buffer, buffer, u32, u32], returns: i32 },
-  kvs_host_arena_open: { args: [ptr, ptr, u32, buffer], returns: i32 },
-  kvs_host_arena_close: { args: [ptr, u32], returns: i32 },
-  kvs_disk_open: { args: [buffer, u64, u32, buffer, buffer], returns: i32 },
-  kvs_disk_submit: { args: [ptr, buffer, u32, buffer], returns: i32 },
-  kvs_disk_reap: { args: [ptr, buffer, u32, buffer], returns: i32 },
-  kvs_disk_wake: { args: [ptr, ptr], returns: i32 },
-  kvs_disk_read_now: { args: [ptr, u64, buffer, u64], returns: i32 },
-  kvs_disk_write_now: { args: [ptr, u64, buffer, u64], returns: i32 },
-  kvs_disk_discard: { args: [ptr], returns: i32 },
-  kvs_disk_close: { args: [ptr, u32], returns: i32 },
-  kvs_checksum: { args: [ptr, u64], returns: u64 },
-} as const;
-
 type Symbols = ReturnType<typeof dlopen<typeof SYMBOLS>>["symbols"];
 
 /** A loaded compute library. One per process and path is enough: its state is shared by all threads. */
@@ -183,10 +125,6 @@ export class NativeLibrary {
 
   openDevice(config: DeviceConfig): Device {
     return new Device(this, config);
-  }
-
-  openDisk(path: string, fileBytes: number, threadCount: number): Disk {
-    return new Disk(this, path, fileBytes, threadCount);
   }
 
   /** 64-bit checksum of host memory, as an unsigned bigint. */
@@ -622,132 +560,6 @@ export class Device {
   }
 }
 
-export interface DiskRequest {
-  readonly tag: number;
-  readonly offsetBytes: number;
-  readonly address: HostAddress;
-  readonly bytes: number;
-  /** "sync": what was completed before survives a power failure; offset, address and bytes are not used. */
-  readonly operation: DiskOperation;
-}
-
-export type DiskOperation = "read" | "write" | "sync";
-const DISK_OPERATION_CODES: Record<DiskOperation, number> = { read: 0, write: 1, sync: 2 };
-
-export interface DiskCompletion {
-  readonly tag: number;
-  readonly checksum: bigint;
-  readonly elapsedUs: number;
-  readonly status: number;
-}
-
-const DISK_REQUEST_BYTES = 32;
-const DISK_COMPLETION_BYTES = 24;
-const DISK_BATCH = 256;
-
-/** One preallocated, locked file with native I/O threads: requests go in, completions come out. */
-export class Disk {
-  readonly isDirect: boolean;
-  readonly isPreallocated: boolean;
-  readonly isNew: boolean;
-  readonly threadCount: number;
-  readonly #library: NativeLibrary;
-  #handle: Pointer;
-  readonly #requests = new DataView(new ArrayBuffer(DISK_REQUEST_BYTES * DISK_BATCH));
-  readonly #completions = new DataView(new ArrayBuffer(DISK_COMPLETION_BYTES * DISK_BATCH));
-  readonly #count = new Uint32Array(1);
-
-  constructor(library: NativeLibrary, path: string, fileBytes: number, threadCount: number) {
-    assertSize(fileBytes, "fileBytes");
-    assertPositive(threadCount, "threadCount");
-    const out = new BigUint64Array(1);
-    const info = new Uint32Array(4);
-    const status = library.symbols.kvs_disk_open(cString(path), fileBytes, threadCount, out, info);
-    library.check(status);
-    this.#library = library;
-    this.#handle = Number(out[0]) as Pointer;
-    this.isDirect = info[0] === 1;
-    this.isPreallocated = info[1] === 1;
-    this.isNew = info[2] === 1;
-    this.threadCount = info[3]!;
-  }
-
-  /** Returns how many of the requests were taken, from the first; the rest found a full queue. */
-  submit(requests: readonly DiskRequest[]): number {
-    const count = Math.min(requests.length, DISK_BATCH);
-    if (count === 0) return 0;
-    for (let i = 0; i < count; i++) {
-      const { tag, offsetBytes, address, bytes, operation } = requests[i]!;
-      const at = i * DISK_REQUEST_BYTES;
-      this.#requests.setBigUint64(at, BigInt(tag), true);
-      this.#requests.setBigUint64(at + 8, BigInt(offsetBytes), true);
-      this.#requests.setBigUint64(at + 16, BigInt(address), true);
-      this.#requests.setUint32(at + 24, bytes, true);
-      this.#requests.setUint32(at + 28, DISK_OPERATION_CODES[operation], true);
-    }
-    const view = new Uint8Array(this.#requests.buffer);
-    const status = this.#library.symbols.kvs_disk_submit(this.#handle, view, count, this.#count);
-    if (status !== Status.busy) this.#library.check(status);
-    return this.#count[0]!;
-  }
-
-  /** Completions since the last call, at most 256. */
-  reap(): DiskCompletion[] {
-    const view = new Uint8Array(this.#completions.buffer);
-    this.#library.check(
-      this.#library.symbols.kvs_disk_reap(this.#handle, view, DISK_BATCH, this.#count),
-    );
-    const completions: DiskCompletion[] = [];
-    for (let i = 0; i < this.#count[0]!; i++) {
-      const at = i * DISK_COMPLETION_BYTES;
-      completions.push({
-        tag: Number(this.#completions.getBigUint64(at, true)),
-        checksum: this.#completions.getBigUint64(at + 8, true),
-        elapsedUs: this.#completions.getUint32(at + 16, true),
-        status: this.#completions.getInt32(at + 20, true),
-      });
-    }
-    return completions;
-  }
-
-  /** Completions wake this device's wait(). */
-  wake(device: Device): void {
-    this.#library.check(
-      this.#library.symbols.kvs_disk_wake(this.#handle, device.handle as Pointer),
-    );
-  }
-
-  /** Blocking, for start-up. */
-  readNow(offsetBytes: number, destination: Uint8Array): void {
-    assertOffset(offsetBytes);
-    const { symbols } = this.#library;
-    this.#library.check(
-      symbols.kvs_disk_read_now(this.#handle, offsetBytes, destination, destination.length),
-    );
-  }
-
-  /** Blocking, for start-up; durable on return. */
-  writeNow(offsetBytes: number, source: Uint8Array): void {
-    assertOffset(offsetBytes);
-    const { symbols } = this.#library;
-    this.#library.check(
-      symbols.kvs_disk_write_now(this.#handle, offsetBytes, source, source.length),
-    );
-  }
-
-  /** The file becomes all zeros. Blocking, for start-up; nothing may be in flight. */
-  discard(): void {
-    this.#library.check(this.#library.symbols.kvs_disk_discard(this.#handle));
-  }
-
-  close(timeoutUs: number): void {
-    if (this.#handle === 0) return;
-    const handle = this.#handle;
-    this.#handle = 0 as Pointer; // gone also when requests were still in flight
-    this.#library.check(this.#library.symbols.kvs_disk_close(handle, timeoutUs));
-  }
-}
-
 /** A view of native memory; make it once and keep it (about 40 us each, at most 4 GiB). */
 export function hostView(address: HostAddress, bytes: number): ArrayBuffer {
   assertAddress(address, "address");
@@ -783,29 +595,4 @@ function encodeConfig(config: DeviceConfig): Uint8Array {
   new Float32Array(words.buffer)[14] = config.attentionScale;
   words.set([config.threadCount, ISA_CODES[config.isa], config.gpuIndex], 15);
   return new Uint8Array(words.buffer);
-}
-
-function cString(text: string): Uint8Array {
-  return new TextEncoder().encode(`${text}\0`);
-}
-
-function assertPositive(value: number, name: string): void {
-  assertU32(value, name);
-  assert(value > 0, `${name} must be positive`);
-}
-
-function assertSize(bytes: number, name: string): void {
-  assert(Number.isSafeInteger(bytes) && bytes > 0, `${name} must be a positive integer, not ${bytes}`);
-}
-
-function assertOffset(bytes: number): void {
-  assert(Number.isSafeInteger(bytes) && bytes >= 0, `not a file offset: ${bytes}`);
-}
-
-function assertAddress(address: number, name: string): void {
-  assert(Number.isSafeInteger(address) && address > 0, `${name} must be an address, not ${address}`);
-}
-
-function assertAddresses(addresses: Record<string, number>): void {
-  for (const name in addresses) assertAddress(addresses[name]!, name);
 }

@@ -153,7 +153,10 @@ const tokenLogprob = z.object({
 });
 export type TokenLogprob = z.infer<typeof tokenLogprob>;
 
-/** [stream, choice index, text, tokens this stands for, logprobs of those tokens or null]. Text may be "" while a character is incomplete. */
+/**
+ * [stream, choice index, text, tokens this stands for, logprobs of those tokens or null]. Text may be "" while a
+ * character is incomplete.
+ */
 const delta = z.tuple([z.int(), z.int(), z.string(), z.int(), z.array(tokenLogprob).nullable()]);
 export type Delta = z.infer<typeof delta>;
 
@@ -200,7 +203,7 @@ const done = z.object({
   cache: cacheReport,
   /** One per choice. */
   finishReasons: z.array(z.enum(["stop", "length", "abort"])),
-  /** Deltas sent on this stream before merging; equals the sum of tokens of all deltas received, so that a cut is seen. */
+  /** Sum of the tokens of all deltas of this stream, so that a cut is seen. */
   tokenCount: z.int(),
   /** Counted reasons for prompt tokens that were not served from cache, e.g. { absent: 12 }. */
   missReasons: z.record(z.string(), z.int()),
@@ -218,7 +221,10 @@ const sidecarFrames: Schemas = {
   [FrameType.forgotten]: z.tuple([z.int(), z.record(z.string(), z.int())]),
 };
 
-/** What a sidecar may say, as [type, ...fields]. One delta frame carries an engine step's text for all streams of that edge. */
+/**
+ * What a sidecar may say, as [type, ...fields]. One delta frame carries an engine step's text for all streams of that
+ * edge.
+ */
 export type SidecarFrame =
   | [type: typeof FrameType.hello, version: number, sidecarName: string, model: ModelInfo]
   | [type: typeof FrameType.delta, deltas: Delta[]]

@@ -107,7 +107,10 @@ export class Engine {
     for (const sequence of sequences) this.#scheduler.add(sequence);
   }
 
-  /** Ends all choices of a request, or one (a stop string was found). What was computed stays cached. Unknown ids are ignored: it may just have ended. */
+  /**
+   * Ends all choices of a request, or one (a stop string was found). What was computed stays cached. Unknown ids are
+   * ignored: it may just have ended.
+   */
   abort(requestId: number, choice: number | null, reason: FinishReason): void {
     for (const sequence of this.#choices.get(requestId) ?? []) {
       const isMeant = choice === null || sequence.choice === choice;

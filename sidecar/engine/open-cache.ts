@@ -1,4 +1,5 @@
-// The KV cache of a loaded model, with its tiers: sizes that nobody gave are found out here, and what came of it is said.
+// The KV cache of a loaded model, with its tiers: sizes that nobody gave are found out here, and what came of it is
+// said.
 
 import type { DiskAdmission } from "../kvcache/background.ts";
 import { KvCache } from "../kvcache/kv-cache.ts";
@@ -99,7 +100,7 @@ function checkTruncation(rule: ConstructorParameters<typeof TruncationRule>[0]):
   if (TruncationRule.fits(rule)) return;
   const { keepBlocks, ratio, blockTokens, maxTokens } = rule;
   throw new CacheOptionError(
-    `a context of ${maxTokens} tokens cannot keep ${keepBlocks} blocks of ${blockTokens} and drop ${ratio} of itself: ` +
+    `a context of ${maxTokens} tokens cannot keep ${keepBlocks} blocks of ${blockTokens} and drop ${ratio} of it: ` +
       "give a smaller --truncation-keep-blocks, --truncation-ratio or --block-tokens, or a larger --max-model-len",
   );
 }
@@ -108,12 +109,17 @@ function watermarks(blocks: number): { lowBlocks: number; highBlocks: number } {
   return { lowBlocks: Math.ceil(blocks * LOW_WATERMARK), highBlocks: Math.ceil(blocks * HIGH_WATERMARK) };
 }
 
-function describe({ rule, options, blockCount }: KvCache, { hostSlots, diskSlots }: Tiers, say: (text: string) => void): void {
+function describe(
+  { rule, options, blockCount }: KvCache,
+  { hostSlots, diskSlots }: Tiers,
+  say: (text: string) => void,
+): void {
   const size = (blocks: number) =>
     `${blocks} blocks (${Math.round((blocks * options.blockBytes) / 2 ** 20)} MiB)`;
   const mode = options.isExclusive ? "exclusive" : "inclusive";
   say(
-    `KV cache: gpu ${size(blockCount)}, host ${size(hostSlots)}, disk ${size(diskSlots)}; ${mode} tiers, ${options.policy}`,
+    `KV cache: gpu ${size(blockCount)}, host ${size(hostSlots)}, disk ${size(diskSlots)}; ` +
+      `${mode} tiers, ${options.policy}`,
   );
   const sessionBytes = options.blockBytes * rule.windowBlocks;
   const prefetched = paperWindow(hostSlots * options.blockBytes, sessionBytes);

@@ -33,12 +33,15 @@ export function poolBlocks(input: PoolSizeInput): number {
   const bytes = Math.max(blocks, needed) * input.blockBytes;
   if (blocks < needed) {
     throw new PoolSizeError(
-      `${blocks} KV blocks of ${input.blockTokens} tokens do not hold one sequence of --max-model-len ${input.maxModelLen} (${needed} blocks, ${mebibytes(bytes)}): give more --gpu-memory or a smaller --max-model-len`,
+      `${blocks} KV blocks of ${input.blockTokens} tokens do not hold one sequence of --max-model-len ` +
+        `${input.maxModelLen} (${needed} blocks, ${mebibytes(bytes)}): give more --gpu-memory or a smaller ` +
+        "--max-model-len",
     );
   }
   if (bytes > input.freeBytes) {
     throw new PoolSizeError(
-      `${blocks} KV blocks need ${mebibytes(bytes)}, but only ${mebibytes(input.freeBytes)} of memory are free: lower --gpu-blocks or --gpu-memory`,
+      `${blocks} KV blocks need ${mebibytes(bytes)}, but only ${mebibytes(input.freeBytes)} of memory are free: ` +
+        "lower --gpu-blocks or --gpu-memory",
     );
   }
   return blocks;

@@ -71,7 +71,10 @@ export class Scheduler {
     return step.rows;
   }
 
-  /** Gives back what a finished sequence holds. Its steps in flight may still write to its blocks: the compute stream orders that before any reuse. */
+  /**
+   * Gives back what a finished sequence holds. Its steps in flight may still write to its blocks: the compute stream
+   * orders that before any reuse.
+   */
   release(sequence: Sequence, nowMs: number): void {
     if (sequence.state === "running") this.#leaveRunning(sequence, nowMs);
     else {

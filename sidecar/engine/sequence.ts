@@ -3,7 +3,7 @@
 
 import { assert } from "../assert.ts";
 import type { BlockChain } from "../kvcache/block-chain.ts";
-import type { BlockTable, CachedTokens, OpenedSequence, QueuedPrompt } from "../kvcache/kv-cache.ts";
+import type { BlockTable, CachedTokens, OpenedSequence, QueuedPrompt } from "../kvcache/opened-sequence.ts";
 import type { LayerTransfer } from "../kvcache/layer-transfer.ts";
 import type { CacheReport, FinishReason, Timings } from "../protocol.ts";
 import type { EngineRequest } from "./request.ts";

@@ -30,8 +30,9 @@ export function tierSizes(input: TierSizeInput): { hostBytes: number; diskBytes:
 /** Memory that this process may still take: what the machine has available, at most what its cgroup allows. */
 export function freeMemoryBytes(root = "/"): number {
   const available = meminfoBytes(root, "MemAvailable") ?? Infinity;
-  const limit = readNumber(`${root}sys/fs/cgroup/memory.max`) ?? readNumber(`${root}sys/fs/cgroup/memory/memory.limit_in_bytes`);
-  const used = readNumber(`${root}sys/fs/cgroup/memory.current`) ?? readNumber(`${root}sys/fs/cgroup/memory/memory.usage_in_bytes`);
+  const cgroup = `${root}sys/fs/cgroup`; // version 2, then 1
+  const limit = readNumber(`${cgroup}/memory.max`) ?? readNumber(`${cgroup}/memory/memory.limit_in_bytes`);
+  const used = readNumber(`${cgroup}/memory.current`) ?? readNumber(`${cgroup}/memory/memory.usage_in_bytes`);
   return Math.min(available, limit === null ? Infinity : Math.max(0, limit - (used ?? 0)));
 }
 

@@ -1,6 +1,6 @@
-// The 4 KiB that stand beside each block on disk and in the shared host arena: what the block means and how to tell that
-// its bytes are whole. The headers are the only index there is; after a restart they are believed only if their own
-// checksum, format, fingerprint and, on use, the payload's checksum agree.
+// The 4 KiB that stand beside each block on disk and in the shared host arena: what the block means and how to tell
+// that its bytes are whole. The headers are the only index there is; after a restart they are believed only if their
+// own checksum, format, fingerprint and, on use, the payload's checksum agree.
 
 import { assert } from "../assert.ts";
 import type { BlockId } from "./block-hash.ts";

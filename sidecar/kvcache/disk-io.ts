@@ -1,6 +1,6 @@
-// What the disk tier asks of a file: native.ts's Disk, or in tests a medium with faults.
+// What the disk tier asks of a file: native-disk.ts's Disk, or in tests a medium with faults.
 
-import type { DiskCompletion, DiskRequest } from "../native.ts";
+import type { DiskCompletion, DiskRequest } from "../native-disk.ts";
 
 export interface DiskIo {
   /** Returns how many of the requests were taken, from the first. */

@@ -7,7 +7,8 @@
 // Nothing here waits, but scan(): operations are started, and poll() says how they ended.
 
 import { assert, AssertionError, unreachable } from "../assert.ts";
-import { type DiskCompletion, type DiskRequest, type HostAddress, type HostBuffer, Status } from "../native.ts";
+import type { DiskCompletion, DiskRequest } from "../native-disk.ts";
+import { type HostAddress, type HostBuffer, Status } from "../native.ts";
 import { type BlockHeader, encodeEmptyHeader, encodeHeader, fingerprintDigest, HEADER_BYTES } from "./block-header.ts";
 import type { DiskIo } from "./disk-io.ts";
 import { headerOffset, payloadOffset } from "./disk-layout.ts";

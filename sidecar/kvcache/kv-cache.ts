@@ -5,63 +5,16 @@ import { assert } from "../assert.ts";
 import { Background, type BackgroundOptions } from "./background.ts";
 import { BlockChain, sliceTokens } from "./block-chain.ts";
 import { type BlockHasher, type BlockId, rootId, sha256Hasher } from "./block-hash.ts";
-import type { BlockNumber } from "./block-pool.ts";
 import { ABSENT, type CachedBlock, newCachedBlock } from "./cached-block.ts";
 import { CostModel } from "./cost-model.ts";
 import type { LayerTransfer } from "./layer-transfer.ts";
-import type { MissReason } from "./lost-blocks.ts";
-import { CachePolicy, type Keep, type PolicyName, type Waiter } from "./policy.ts";
+import type { BlockTable, OpenedSequence, QueuedPrompt } from "./opened-sequence.ts";
+import { CachePolicy, type Keep, type PolicyName } from "./policy.ts";
 import { PrefixMatcher } from "./prefix-match.ts";
 import { PromptOpener } from "./prompt-opener.ts";
 import { RateMeter } from "./rate-meter.ts";
 import { type KvDevice, type LowerTiers, Residency } from "./residency.ts";
 import { TruncationRule } from "./view.ts";
-
-/** Tokens of a prompt that need no computation, by the tier they came from. */
-export interface CachedTokens {
-  readonly gpu: number;
-  readonly host: number;
-  readonly disk: number;
-}
-
-/** The blocks of one sequence's view, in order; entry j holds positions [j * blockTokens, (j + 1) * blockTokens). */
-export interface BlockTable {
-  readonly chain: BlockChain;
-  readonly blocks: BlockNumber[];
-  /** Leading blocks that are full and that commit() has told the index of. */
-  committedCount: number;
-  /** Times that blocks have left the view. */
-  drops: number;
-  /** How its blocks wish to be kept. */
-  readonly keep: Keep;
-}
-
-/** A prompt that waits for its turn. */
-export interface QueuedPrompt {
-  readonly chain: BlockChain;
-  readonly tokens: ArrayLike<number>;
-  /** Most tokens to take from the cache: the rest is computed in any case. */
-  limit: number;
-  readonly keep: Keep;
-  waiter: Waiter<CachedBlock> | null;
-  /** Blocks that were read from disk for it. */
-  readonly fetched: Set<CachedBlock>;
-  /** When it stops waiting for them; null: it waits for none. */
-  fetchDeadlineMs: number | null;
-}
-
-export interface OpenedSequence {
-  readonly table: BlockTable;
-  /** Tokens of the view whose KV is, or will be, in the table's blocks. */
-  readonly length: number;
-  readonly cached: CachedTokens;
-  /** Copies still under way into the table's blocks. */
-  readonly loads: readonly LayerTransfer[];
-  readonly loadedBytes: number;
-  readonly predictedLoadMs: number | null;
-  readonly predictedRecomputeMs: number | null;
-  readonly missReasons: ReadonlyMap<MissReason, number>;
-}
 
 export interface KvCacheOptions {
   readonly blockTokens: number;
@@ -192,8 +145,8 @@ export class KvCache {
     const fullCount = Math.floor(computed / this.blockTokens);
     for (let j = table.committedCount; j < fullCount; j++) {
       const index = this.rule.fullIndex(j, table.drops);
-      const end = (index + 1) * this.blockTokens;
-      this.#publish(table, j, table.chain.name(index, tokens), sliceTokens(tokens, index * this.blockTokens, end), nowMs);
+      const block = sliceTokens(tokens, index * this.blockTokens, (index + 1) * this.blockTokens);
+      this.#publish(table, j, table.chain.name(index, tokens), block, nowMs);
     }
     table.committedCount = Math.max(table.committedCount, fullCount);
   }

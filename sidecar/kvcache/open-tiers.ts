@@ -1,17 +1,10 @@
-// The tiers below the gpu, opened on a device: the host arena and the disk tier's file, and what an earlier process left
-// in them. Whatever cannot be had is said in one line, and the cache does without.
+// The tiers below the gpu, opened on a device: the host arena and the disk tier's file, and what an earlier process
+// left in them. Whatever cannot be had is said in one line, and the cache does without.
 
 import { mkdirSync, statfsSync } from "node:fs";
 import { dirname } from "node:path";
-import {
-  type Device,
-  type Disk,
-  hostView,
-  type HostArena,
-  NativeError,
-  type NativeLibrary,
-  Status,
-} from "../native.ts";
+import { Disk } from "../native-disk.ts";
+import { type Device, hostView, type HostArena, NativeError, type NativeLibrary, Status } from "../native.ts";
 import { HEADER_BYTES } from "./block-header.ts";
 import type { CachedBlock } from "./cached-block.ts";
 import { diskFileBytes, diskSlotCount } from "./disk-layout.ts";
@@ -118,7 +111,7 @@ export class Tiers {
     const fileBytes = diskFileBytes(this.diskSlots, slotBytes);
     mkdirSync(dirname(diskPath), { recursive: true, mode: 0o700 });
     try {
-      const disk = this.library.openDisk(diskPath, fileBytes, ioThreads);
+      const disk = new Disk(this.library, diskPath, fileBytes, ioThreads);
       disk.wake(this.device);
       if (!disk.isPreallocated) {
         this.say(`disk tier: ${diskPath} cannot be preallocated here: it grows up to its size, if there is room`);

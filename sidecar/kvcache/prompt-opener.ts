@@ -4,7 +4,7 @@
 import type { BlockNumber } from "./block-pool.ts";
 import { ABSENT, type CachedBlock, isHostReady } from "./cached-block.ts";
 import type { BlockCost, Choice, CostModel } from "./cost-model.ts";
-import type { BlockTable, CachedTokens, OpenedSequence, QueuedPrompt } from "./kv-cache.ts";
+import type { BlockTable, CachedTokens, OpenedSequence, QueuedPrompt } from "./opened-sequence.ts";
 import type { LayerTransfer } from "./layer-transfer.ts";
 import type { MissReason } from "./lost-blocks.ts";
 import { minLength, type PrefixMatch, type PrefixMatcher } from "./prefix-match.ts";

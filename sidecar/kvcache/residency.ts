@@ -332,8 +332,8 @@ export class Residency {
   }
 
   /**
-   * Exclusive tiers: before blocks are taken, those in the way move down. False: they are on their way, ask again. True:
-   * so many are free, or more can only be had by losing what they hold.
+   * Exclusive tiers: before blocks are taken, those in the way move down. False: they are on their way, ask again.
+   * True: so many are free, or more can only be had by losing what they hold.
    */
   clearGpu(count: number, nowMs: number): boolean {
     if (!this.options.isExclusive || this.tiers.host === null) return true;

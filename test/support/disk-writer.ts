@@ -4,6 +4,7 @@ import { writeSync } from "node:fs";
 import { HEADER_BYTES } from "../../sidecar/kvcache/block-header.ts";
 import { diskFileBytes } from "../../sidecar/kvcache/disk-layout.ts";
 import { DiskStore } from "../../sidecar/kvcache/disk-store.ts";
+import { Disk } from "../../sidecar/native-disk.ts";
 import type { Device } from "../../sidecar/native.ts";
 import { cpuLibrary } from "./cpu-library.ts";
 import { testIdentity } from "./disk-harness.ts";
@@ -24,7 +25,7 @@ export function writerContent(number: number, version: number): Uint8Array {
 
 /** A store on the real file, not yet scanned. */
 export function openRealStore(device: Device, path: string) {
-  const disk = cpuLibrary.openDisk(path, diskFileBytes(WRITER_SLOTS, WRITER_SLOT_BYTES), 6);
+  const disk = new Disk(cpuLibrary, path, diskFileBytes(WRITER_SLOTS, WRITER_SLOT_BYTES), 6);
   disk.wake(device);
   const store = new DiskStore(disk, {
     slotCount: WRITER_SLOTS,

@@ -1,7 +1,6 @@
 // The edge as people run it: a process of its own, on Bun or on Deno.
 
 import type { Subprocess } from "bun";
-import type { FakeSidecar } from "./fake-sidecar.ts";
 import { FAKE_SECRET } from "./fake-sidecar.ts";
 
 const ROOT = new URL("../..", import.meta.url).pathname;
@@ -27,7 +26,7 @@ export type EdgeProcess = {
 export function spawnEdge(
   runtime: Runtime,
   databaseUrl: string,
-  sidecars: FakeSidecar[],
+  sidecars: readonly { readonly url: string }[],
   flags: string[] = [],
 ): EdgeProcess["process"] {
   return Bun.spawn([...COMMAND[runtime], "--port", "0", ...flags], {

@@ -3,14 +3,8 @@
 // request is in flight, as DMA does, so memory that is reused too early shows.
 
 import type { DiskIo } from "../../sidecar/kvcache/disk-io.ts";
-import {
-  type DiskCompletion,
-  type DiskRequest,
-  type HostAddress,
-  type HostBuffer,
-  NativeError,
-  Status,
-} from "../../sidecar/native.ts";
+import type { DiskCompletion, DiskRequest } from "../../sidecar/native-disk.ts";
+import { type HostAddress, type HostBuffer, NativeError, Status } from "../../sidecar/native.ts";
 import { DiskMedium, PAGE_BYTES } from "./disk-medium.ts";
 import type { SeededRandom } from "./seeded-random.ts";
 

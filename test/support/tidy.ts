@@ -29,8 +29,11 @@ const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
   "sidecar/private-database.ts": [],
   "sidecar/protocol.ts": [],
   "sidecar/secret.ts": [],
-  "sidecar/native.ts": ["sidecar/assert.ts"],
-  "sidecar/kvcache/": ["sidecar/assert.ts", "sidecar/native.ts"],
+  "sidecar/native-symbols.ts": [],
+  "sidecar/native-arguments.ts": ["sidecar/assert.ts"],
+  "sidecar/native.ts": ["sidecar/assert.ts", "sidecar/native-arguments.ts", "sidecar/native-symbols.ts"],
+  "sidecar/native-disk.ts": ["sidecar/native-arguments.ts", "sidecar/native.ts"],
+  "sidecar/kvcache/": ["sidecar/assert.ts", "sidecar/native.ts", "sidecar/native-disk.ts"],
   "sidecar/model/": ["sidecar/assert.ts", "sidecar/native.ts"],
   "sidecar/engine/": [
     "sidecar/assert.ts",

@@ -4,7 +4,8 @@
 import { describe, expect, test } from "bun:test";
 import { type BlockHasher, sha256Hasher } from "../../../sidecar/kvcache/block-hash.ts";
 import { cacheStats } from "../../../sidecar/kvcache/cache-stats.ts";
-import { type BlockTable, KvCache } from "../../../sidecar/kvcache/kv-cache.ts";
+import { KvCache } from "../../../sidecar/kvcache/kv-cache.ts";
+import type { BlockTable } from "../../../sidecar/kvcache/opened-sequence.ts";
 import { FakeDevice } from "../../support/fake-device.ts";
 import { kvOf } from "../../support/fake-runner.ts";
 import { SeededRandom, testSeed } from "../../support/seeded-random.ts";

@@ -4,11 +4,9 @@ import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { chmodSync, existsSync, mkdirSync, mkdtempSync, rmSync, statSync, symlinkSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { Disk, type DiskCompletion, type DiskRequest } from "../../../sidecar/native-disk.ts";
 import {
   type Device,
-  type Disk,
-  type DiskCompletion,
-  type DiskRequest,
   type HostAddress,
   type HostBuffer,
   NativeError,
@@ -68,7 +66,7 @@ function statusOf(action: () => unknown): { status: number; message: string } {
 }
 
 function open(name: string, bytes = 4 * MIB, threads = 4): Disk {
-  return cpuLibrary.openDisk(join(folder, name), bytes, threads);
+  return new Disk(cpuLibrary, join(folder, name), bytes, threads);
 }
 
 describe("disk file", () => {
@@ -225,16 +223,16 @@ function testOn(type: FileSystem, bytes: number, name: string, body: (path: stri
 
 describe("disk file on a file system", () => {
   testOn("tmpfs", 4 * MIB, "without room: refused, and what was there before stays, no larger", (path) => {
-    const refused = statusOf(() => cpuLibrary.openDisk(path, 8 * MIB, 1));
+    const refused = statusOf(() => new Disk(cpuLibrary, path, 8 * MIB, 1));
     expect(refused.status).toBe(Status.noSpace);
     expect(refused.message).toContain(`no room for ${8 * MIB} bytes at ${path}`);
     expect(statSync(path).blocks).toBe(0);
-    let disk = cpuLibrary.openDisk(path, MIB, 1);
+    let disk = new Disk(cpuLibrary, path, MIB, 1);
     disk.writeNow(5000, new Uint8Array([1, 2, 3]));
     disk.close(CLOSE_US);
-    expect(statusOf(() => cpuLibrary.openDisk(path, 8 * MIB, 1)).status).toBe(Status.noSpace);
+    expect(statusOf(() => new Disk(cpuLibrary, path, 8 * MIB, 1)).status).toBe(Status.noSpace);
     expect(statSync(path)).toMatchObject({ size: MIB, blocks: MIB / 512 });
-    disk = cpuLibrary.openDisk(path, MIB, 1);
+    disk = new Disk(cpuLibrary, path, MIB, 1);
     const content = new Uint8Array(3);
     disk.readNow(5000, content);
     expect([...content]).toEqual([1, 2, 3]);
@@ -242,7 +240,7 @@ describe("disk file on a file system", () => {
   });
 
   testOn("ramfs", 0, "that refuses O_DIRECT and fallocate: works without, and says so", (path) => {
-    const disk = cpuLibrary.openDisk(path, 4 * MIB, 2);
+    const disk = new Disk(cpuLibrary, path, 4 * MIB, 2);
     expect([disk.isDirect, disk.isPreallocated]).toEqual([false, false]);
     new Uint8Array(memory.bytes).fill(42);
     const written = submitAll(disk, [request("write", 1, 65_536, 65_536)]);
@@ -254,7 +252,7 @@ describe("disk file on a file system", () => {
   });
 
   testOn("ext2", 4 * MIB, "without fallocate that fills up: writes fail with no space, reads go on", (path) => {
-    const disk = cpuLibrary.openDisk(path, 16 * MIB, 2);
+    const disk = new Disk(cpuLibrary, path, 16 * MIB, 2);
     expect(disk.isPreallocated).toBe(false);
     const statuses = [...Array(64).keys()].map((i) => {
       const one = { ...request("write", i, i * 65_536 * 4, 65_536 * 4), address: memory.address };
