@@ -84,10 +84,10 @@ export function encodeEmptyHeader(into: Uint8Array): void {
 export function decodeHeader(bytes: Uint8Array, digest: Uint8Array): BlockHeader | HeaderFault {
   const view = new DataView(bytes.buffer, bytes.byteOffset, HEADER_BYTES);
   if (view.getBigUint64(AT.magic, true) === 0n) return isAllZero(bytes) ? "empty" : "corrupt";
-  if (!MAGIC.every((byte, i) => bytes[AT.magic + i] === byte)) return "corrupt";
+  if (!holds(bytes, AT.magic, MAGIC)) return "corrupt";
   if (view.getBigUint64(AT.headerChecksum, true) !== checksumOf(bytes)) return "corrupt";
   if (view.getUint32(AT.version, true) !== FORMAT_VERSION) return "version";
-  if (!digest.every((byte, i) => bytes[AT.fingerprint + i] === byte)) return "fingerprint";
+  if (!holds(bytes, AT.fingerprint, digest)) return "fingerprint";
   const tokenCount = view.getUint32(AT.tokenCount, true);
   if (tokenCount === 0 || tokenCount > HEADER_TOKENS_MAX) return "corrupt";
   const tokens = new Int32Array(tokenCount);
@@ -105,6 +105,12 @@ export function decodeHeader(bytes: Uint8Array, digest: Uint8Array): BlockHeader
   };
 }
 
+/** A plain loop: a start decodes up to a million headers. */
+function holds(bytes: Uint8Array, at: number, expected: Uint8Array): boolean {
+  for (let i = 0; i < expected.length; i++) if (bytes[at + i] !== expected[i]) return false;
+  return true;
+}
+
 function checksumOf(bytes: Uint8Array): bigint {
   return Bun.hash.xxHash64(bytes.subarray(0, AT.headerChecksum));
 }
@@ -119,5 +125,5 @@ function writeLatin1(into: Uint8Array, at: number, id: string): void {
 }
 
 function readLatin1(bytes: Uint8Array, at: number): string {
-  return String.fromCharCode(...bytes.subarray(at, at + ID_BYTES));
+  return Buffer.from(bytes.buffer, bytes.byteOffset + at, ID_BYTES).toString("latin1");
 }
