@@ -13,63 +13,86 @@ struct Shape {
 
 struct Case {
   uint32_t rows;
-  Shape shape;
   uint32_t flags;
   bool has_bias;
 };
 
-std::vector<float> run(Side& side, const Case& c, const std::vector<float>& x, const std::vector<float>& w,
-                       const std::vector<float>& bias, const std::vector<float>& before, kvs_dtype weight_dtype) {
-  const size_t count = size_t{c.rows} * c.shape.outputs;
-  const kvs_dtype y_dtype = (c.flags & KVS_MATMUL_F32_OUT) != 0 ? kvs_dtype{KVS_F32} : side.config.compute_dtype;
-  kvs_weight* weight = side.weight(c.shape.outputs, c.shape.inputs, weight_dtype, w);
-  const uint64_t y =
-      (c.flags & KVS_MATMUL_ACCUMULATE) != 0 ? side.place(before, y_dtype) : side.poisoned(count, y_dtype);
-  const uint64_t b = c.has_bias ? side.floats(bias) : 0;
-  side.lib.ok(side.lib.matmul(side.device, y, side.activations(x), weight, b, c.rows, c.flags));
-  std::vector<float> out = side.read(y, count, y_dtype);
-  side.reset();
-  return out;
-}
+/** One matrix on both devices, multiplied in many ways. */
+class Matrix {
+ public:
+  Matrix(Context& context, Side& cuda, Side& cpu, const Shape& shape) : context_(context), shape_(shape) {
+    dtype_ = cuda.config.compute_dtype;
+    const size_t count = size_t{shape.outputs} * shape.inputs;
+    const std::vector<float> w = rounded(normal(context.random, count, 0.05f), dtype_);
+    sides_[0] = {&cuda, cuda.weight(shape.outputs, shape.inputs, dtype_, w)};
+    sides_[1] = {&cpu, cpu.weight(shape.outputs, shape.inputs, dtype_, w)};
+    if (dtype_ != KVS_F32 && shape.outputs % 32 == 0 && shape.inputs % 32 == 0) {
+      fp8_ = {&cuda, cuda.weight(shape.outputs, shape.inputs, KVS_F8E4M3, w)};
+    }
+  }
+  ~Matrix() {
+    for (const Placed& placed : sides_) placed.side->reset();
+  }
 
-void check_case(Context& context, Side& cuda, Side& cpu, const Case& c) {
-  const kvs_dtype dtype = cuda.config.compute_dtype;
-  const kvs_dtype y_dtype = (c.flags & KVS_MATMUL_F32_OUT) != 0 ? kvs_dtype{KVS_F32} : dtype;
-  const std::vector<float> x = rounded(normal(context.random, size_t{c.rows} * c.shape.inputs), dtype);
-  const std::vector<float> w =
-      rounded(normal(context.random, size_t{c.shape.outputs} * c.shape.inputs, 0.05f), dtype);
-  const std::vector<float> bias = normal(context.random, c.shape.outputs);
-  const std::vector<float> before = rounded(normal(context.random, size_t{c.rows} * c.shape.outputs), y_dtype);
-  const std::string of_case =
-      text("(%u, %u) x (%u)%s%s", c.shape.outputs, c.shape.inputs, c.rows,
-           (c.flags & KVS_MATMUL_ACCUMULATE) != 0 ? " accumulate" : "", c.has_bias ? " bias" : "");
-  try {
+  void check(const Case& c) {
+    const kvs_dtype y_dtype = y_dtype_of(c, dtype_);
+    draw(c, y_dtype);
+    const std::string of_case =
+        text("(%u, %u) x (%u)%s%s", shape_.outputs, shape_.inputs, c.rows,
+             (c.flags & KVS_MATMUL_ACCUMULATE) != 0 ? " accumulate" : "", c.has_bias ? " bias" : "");
+    const bool is_f32_out = (c.flags & KVS_MATMUL_F32_OUT) != 0;
     // Of F32 outputs of 16-bit inputs only the order of the sum differs.
-    context.report.rows((c.flags & KVS_MATMUL_F32_OUT) != 0 ? text("matmul %s to", name_of(dtype)) : "matmul",
-                        of_case, y_dtype, run(cuda, c, x, w, bias, before, dtype),
-                        run(cpu, c, x, w, bias, before, dtype), c.shape.outputs, limits_of(y_dtype, c.shape.inputs));
-  } catch (const std::exception& error) {
-    context.report.threw("matmul", of_case, error.what());
+    const std::string what = is_f32_out ? text("matmul %s to", name_of(dtype_)) : "matmul";
+    try {
+      const std::vector<float> reference = run(sides_[1], c);
+      context_.report.rows(what, of_case, y_dtype, run(sides_[0], c), reference, shape_.outputs,
+                           limits_of(y_dtype, shape_.inputs));
+      // Three bits of mantissa in w, and in x where it is rounded too: a few per cent of the row.
+      if (fp8_.weight != nullptr) {
+        context_.report.rows("matmul, fp8 weights,", of_case, y_dtype, run(fp8_, c), reference, shape_.outputs,
+                             {0.06, 1e9});
+      }
+    } catch (const std::exception& error) {
+      context_.report.threw(what, of_case, error.what());
+    }
   }
-}
 
-/** FP8 rounds x and w to three bits: relative to the unquantised product the row error is a few per cent. */
-void check_fp8(Context& context, Side& cuda, Side& cpu, const Case& c) {
-  const kvs_dtype dtype = cuda.config.compute_dtype;
-  const std::vector<float> x = rounded(normal(context.random, size_t{c.rows} * c.shape.inputs), dtype);
-  const std::vector<float> w =
-      rounded(normal(context.random, size_t{c.shape.outputs} * c.shape.inputs, 0.05f), dtype);
-  const std::vector<float> bias = normal(context.random, c.shape.outputs, 0.1f);
-  const std::vector<float> before = rounded(normal(context.random, size_t{c.rows} * c.shape.outputs), dtype);
-  const std::string of_case = text("(%u, %u) x (%u)", c.shape.outputs, c.shape.inputs, c.rows);
-  try {
-    const std::vector<float> y = run(cuda, c, x, w, bias, before, KVS_F8E4M3);
-    context.report.rows("matmul fp8 weights", of_case, dtype, y, run(cpu, c, x, w, bias, before, dtype),
-                        c.shape.outputs, {0.06, 1e9});
-  } catch (const std::exception& error) {
-    context.report.threw("matmul fp8 weights", of_case, error.what());
+ private:
+  struct Placed {
+    Side* side = nullptr;
+    kvs_weight* weight = nullptr;
+  };
+
+  static kvs_dtype y_dtype_of(const Case& c, kvs_dtype compute) {
+    return (c.flags & KVS_MATMUL_F32_OUT) != 0 ? kvs_dtype{KVS_F32} : compute;
   }
-}
+
+  void draw(const Case& c, kvs_dtype y_dtype) {
+    x_ = rounded(normal(context_.random, size_t{c.rows} * shape_.inputs), dtype_);
+    bias_ = normal(context_.random, shape_.outputs);
+    before_ = rounded(normal(context_.random, size_t{c.rows} * shape_.outputs), y_dtype);
+  }
+
+  std::vector<float> run(const Placed& placed, const Case& c) const {
+    Side& side = *placed.side;
+    const size_t count = size_t{c.rows} * shape_.outputs;
+    const kvs_dtype y_dtype = y_dtype_of(c, side.config.compute_dtype);
+    const uint64_t y =
+        (c.flags & KVS_MATMUL_ACCUMULATE) != 0 ? side.place(before_, y_dtype) : side.poisoned(count, y_dtype);
+    const uint64_t b = c.has_bias ? side.floats(bias_) : 0;
+    side.lib.ok(side.lib.matmul(side.device, y, side.activations(x_), placed.weight, b, c.rows, c.flags));
+    std::vector<float> out = side.read(y, count, y_dtype);
+    side.free_memory();
+    return out;
+  }
+
+  Context& context_;
+  const Shape shape_;
+  kvs_dtype dtype_;
+  Placed sides_[2];
+  Placed fp8_;
+  std::vector<float> x_, bias_, before_;
+};
 
 }  // namespace
 
@@ -88,22 +111,20 @@ void check_matmul(Context& context) {
     Side cuda(context.cuda, config);
     Side cpu(context.cpu, for_cpu(config));
     for (const Shape& shape : shapes) {
+      Matrix matrix(context, cuda, cpu, shape);
       for (const uint32_t rows : row_counts) {
-        const uint32_t draw = static_cast<uint32_t>(context.random());
-        check_case(context, cuda, cpu, {rows, shape, 0, false});
-        check_case(context, cuda, cpu, {rows, shape, KVS_MATMUL_ACCUMULATE, (draw & 1) != 0});
-        check_case(context, cuda, cpu, {rows, shape, KVS_MATMUL_F32_OUT, (draw & 2) != 0});
-        check_case(context, cuda, cpu, {rows, shape, 0, true});
-        if (dtype == KVS_F32 || shape.outputs % 16 != 0 || shape.inputs % 16 != 0) continue;
-        check_fp8(context, cuda, cpu,
-                  {rows, shape, (draw & 4) != 0 ? uint32_t{KVS_MATMUL_ACCUMULATE} : 0u, (draw & 8) != 0});
+        const uint64_t draw = context.random();
+        matrix.check({rows, 0, false});
+        matrix.check({rows, KVS_MATMUL_ACCUMULATE, (draw & 1) != 0});
+        matrix.check({rows, KVS_MATMUL_F32_OUT, (draw & 2) != 0});
+        matrix.check({rows, 0, true});
       }
     }
     if (context.is_small) continue;
-    check_case(context, cuda, cpu, {1, {28672, 4096}, 0, false});
-    check_case(context, cuda, cpu, {16, {4096, 14336}, KVS_MATMUL_ACCUMULATE, false});
-    check_case(context, cuda, cpu, {64, {5120, 13824}, KVS_MATMUL_ACCUMULATE, false});
-    check_case(context, cuda, cpu, {4, {128256, 2048}, KVS_MATMUL_F32_OUT, false});
+    Matrix(context, cuda, cpu, {28672, 4096}).check({1, 0, false});
+    Matrix(context, cuda, cpu, {4096, 14336}).check({16, KVS_MATMUL_ACCUMULATE, false});
+    Matrix(context, cuda, cpu, {5120, 13824}).check({64, KVS_MATMUL_ACCUMULATE, false});
+    Matrix(context, cuda, cpu, {128256, 2048}).check({4, KVS_MATMUL_F32_OUT, false});
   }
 }
 

@@ -118,12 +118,15 @@ class Side {
       if (waited != KVS_OK) lib.ok(waited);
     }
   }
-  /** Frees what alloc and weight made. */
-  void reset() {
+  void free_memory() {
     wait();
     for (const uint64_t address : allocations_) lib.ok(lib.free(device, address));
-    for (kvs_weight* made : weights_) lib.ok(lib.weight_free(device, made));
     allocations_.clear();
+  }
+  /** Frees the weights, too. */
+  void reset() {
+    free_memory();
+    for (kvs_weight* made : weights_) lib.ok(lib.weight_free(device, made));
     weights_.clear();
   }
 

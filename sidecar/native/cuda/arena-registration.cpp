@@ -52,7 +52,7 @@ void ArenaRegistration::run() {
     char* begin = slots_ + first * slot_bytes_;
     const uint64_t bytes = count * slot_bytes_;
     populate(begin, bytes);
-    const cudaError_t error = cudaHostRegister(begin, bytes, cudaHostRegisterPortable);
+    const cudaError_t error = cudaHostRegister(begin, bytes, cudaHostRegisterPortable | cudaHostRegisterMapped);
     if (error != cudaSuccess) {
       cudaGetLastError();
       failure_ = "host memory for the cache cannot be page-locked (" + std::string(cudaGetErrorString(error)) +

@@ -106,7 +106,7 @@ std::unique_ptr<LibraryMatmul::Plan> LibraryMatmul::make_plan(const ProductShape
   set(cublaslt::desc_trans_b, cublaslt::operation_n);
   if (s.has_bias) {
     set(cublaslt::desc_epilogue, cublaslt::epilogue_bias);
-    set(cublaslt::desc_bias_data_type, static_cast<int32_t>(s.output_type));
+    set(cublaslt::desc_bias_data_type, static_cast<int32_t>(bias_type_of(s)));
   }
   if (s.input_type == CUDA_R_8F_E4M3) {
     set(cublaslt::desc_a_scale_mode, cublaslt::scale_mode_outer_vector);

@@ -23,7 +23,7 @@ inline constexpr uint32_t matmul_alignment_bytes = 16;
 /** What an algorithm is chosen by. y (rows, outputs) = x (rows, inputs) weight^T. */
 struct ProductShape {
   cudaDataType_t input_type;   // of x and weight
-  cudaDataType_t output_type;  // of y and bias
+  cudaDataType_t output_type;  // of y
   uint32_t rows;
   uint32_t outputs;
   uint32_t inputs;
@@ -34,12 +34,17 @@ struct ProductShape {
   bool operator<(const ProductShape& other) const { return tie() < other.tie(); }
 };
 
+/** What the library wants a bias in: the type of y, except that FP8 products take no F32. */
+inline cudaDataType_t bias_type_of(const ProductShape& shape) {
+  return shape.input_type == CUDA_R_8F_E4M3 && shape.output_type == CUDA_R_32F ? CUDA_R_16BF : shape.output_type;
+}
+
 struct Product {
   ProductShape shape;
   void* y;
   const void* x;
   const void* weight;
-  const void* bias;       // (outputs) of output_type, or null
+  const void* bias;       // (outputs) of bias_type_of(shape), or null
   const float* x_scales;  // (rows), (outputs): F8E4M3 inputs only
   const float* weight_scales;
 };

@@ -106,9 +106,10 @@ void Matmuls::enqueue(const MatmulArgs& args, cudaStream_t stream) {
   product.x = args.x;
   product.weight = args.weight->memory.as();
   product.bias = args.bias;
-  if (args.bias != nullptr && product.shape.output_type != CUDA_R_32F) {
-    // The library wants a bias in the type of y.
-    convert(bias_.as(), config_.compute_dtype, args.bias, KVS_F32, args.weight->rows, stream);
+  const cudaDataType_t bias_type = bias_type_of(product.shape);
+  if (args.bias != nullptr && bias_type != CUDA_R_32F) {
+    const kvs_dtype dtype = bias_type == CUDA_R_16F ? KVS_F16 : KVS_BF16;
+    convert(bias_.as(), dtype, args.bias, KVS_F32, args.weight->rows, stream);
     product.bias = bias_.as();
   }
   if (args.weight->dtype == KVS_F8E4M3) {
