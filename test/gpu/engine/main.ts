@@ -1,0 +1,173 @@
+// How fast the engine is on a device, for models of real shape and made-up weights, each number beside its floor.
+// usage: bun test/gpu/engine/main.ts LIBRARY --shapes 8b,13b [--parts decode,prefill,load,turn,saving,conversations]
+//        [--copy-tbs 4.3] [--host-gbs 55.5] [--trace sidecar/simulate/traces/sharegpt.tsv.gz] [--json FILE]
+
+import { writeFileSync } from "node:fs";
+import { parseArgs } from "node:util";
+import { freeMemoryBytes } from "../../../sidecar/engine/tier-size.ts";
+import { loadModel, type Model } from "../../../sidecar/model/model.ts";
+import { readTrace, type Session } from "../../../sidecar/simulate/trace.ts";
+import type { BenchEngineOptions } from "./bench-engine.ts";
+import { RawSteps } from "./raw-steps.ts";
+import { modelDirectory } from "./shapes.ts";
+import { conversations, type Place, savingMs, turnMs } from "./turns.ts";
+
+const { values, positionals } = parseArgs({
+  allowPositionals: true,
+  options: {
+    shapes: { type: "string", default: "tiny" },
+    parts: { type: "string", default: "decode,prefill,load,turn,saving,conversations" },
+    "copy-tbs": { type: "string", default: "4.3" },
+    "host-gbs": { type: "string", default: "55.5" },
+    "max-rows": { type: "string", default: "2048" },
+    trace: { type: "string" },
+    json: { type: "string" },
+  },
+});
+const libraryPath = positionals[0];
+if (libraryPath === undefined) throw new Error("which library? see the head of this file");
+const COPY_BYTES_PER_MS = Number(values["copy-tbs"]) * 1e9;
+const HOST_BYTES_PER_MS = Number(values["host-gbs"]) * 1e6;
+const MAX_ROWS = Number(values["max-rows"]);
+const MAX_SEQUENCES = 64;
+const BLOCK_TOKENS = 64;
+const HISTORY: Readonly<Record<string, readonly number[]>> = {
+  "13b": [2048], "8b": [8192], "32b": [2048, 8192], tiny: [1024],
+};
+
+interface Row {
+  readonly shape: string;
+  readonly what: string;
+  readonly measured: number;
+  readonly unit: string;
+  /** The best that the machine allows, same unit; null: there is no such bound. */
+  readonly floor: number | null;
+}
+
+const rows: Row[] = [];
+
+function note(shape: string, what: string, measured: number, unit: string, floor: number | null): void {
+  rows.push({ shape, what, measured, unit, floor });
+  const bound = floor === null ? "" : `  floor ${floor.toFixed(2)}  x ${(measured / floor).toFixed(2)}`;
+  console.log(`${shape.padEnd(5)} ${what.padEnd(48)} ${measured.toFixed(2).padStart(9)} ${unit}${bound}`);
+}
+
+/** Bytes of all matrices that a decode step reads. */
+function weightBytes({ config }: Model): number {
+  const { hiddenSize, intermediateSize, layers, heads, kvHeads, headDim, vocabSize } = config;
+  const attention = hiddenSize * (heads + 2 * kvHeads) * headDim + heads * headDim * hiddenSize;
+  return 2 * (layers * (attention + 3 * hiddenSize * intermediateSize) + vocabSize * hiddenSize);
+}
+
+function kvBytesPerToken({ config }: Model): number {
+  return 2 * 2 * config.layers * config.kvHeads * config.headDim;
+}
+
+function benchDecode(shape: string, model: Model, raw: RawSteps): void {
+  const context = shape === "tiny" ? 256 : 2048;
+  const perStep = (count: number) =>
+    (weightBytes(model) + count * context * kvBytesPerToken(model)) / COPY_BYTES_PER_MS;
+  for (const count of [1, 16, 48, 64]) {
+    if ((count === 48) !== (shape === "13b") && count >= 48) continue;
+    try {
+      const ms = raw.decodeMs(count, context, 40);
+      note(shape, `decode, batch ${count}, ${context} of context`, ms, "ms", perStep(count));
+    } catch (error) {
+      console.log(`${shape} decode, batch ${count}: ${(error as Error).message}`);
+    }
+  }
+}
+
+function benchTurns(shape: string, model: Model, options: BenchEngineOptions, raw: RawSteps): void {
+  const places: readonly Place[] = ["recompute", "gpu", "host", "host, no pre-loading", "host, load or compute"];
+  for (const history of HISTORY[shape]!) {
+    const loadMs = (history * kvBytesPerToken(model)) / HOST_BYTES_PER_MS;
+    const computeMs = raw.prefillMs(history, 128, 6);
+    note(shape, `128 new tokens behind ${history} on the gpu`, computeMs, "ms", null);
+    for (const place of places) {
+      const floor = place === "host" ? Math.max(loadMs, computeMs) : null;
+      const ms = turnMs(model, options, { history, fresh: 128, place, repeats: 5 });
+      note(shape, `a turn, ${history} + 128 new: ${place}`, ms, "ms", floor);
+    }
+  }
+}
+
+function benchConversations(shape: string, model: Model, options: BenchEngineOptions, trace: string): void {
+  const sessions = pickSessions(readTrace(trace), shape === "tiny" ? 8 : 64);
+  const workingSet = sessions.reduce((sum, turns) => sum + blocksOf(turns), 0);
+  const all = Math.min(options.gpuBlocks, workingSet + 2 * MAX_SEQUENCES);
+  const tenth = Math.max(Math.ceil(workingSet / 10), Math.ceil((model.maxModelLen + 1) / BLOCK_TOKENS) + 2);
+  const cases = [
+    ["all KV fits the gpu", all, true],
+    ["a tenth of it fits the gpu", tenth, true],
+    ["a tenth fits, cache off", tenth, false],
+    ["all fits, cache off", all, false],
+  ] as const;
+  for (const [name, gpuBlocks, isCached] of cases) {
+    const result = conversations(model, { ...options, gpuBlocks }, sessions, isCached);
+    const { tokensPerS, ttftP50Ms, ttftP99Ms, cachedShare } = result;
+    note(shape, `conversations, ${name}`, tokensPerS, "tokens/s", null);
+    note(shape, `  TTFT p50 (${(cachedShare * 100).toFixed(1)} % of prompt tokens cached)`, ttftP50Ms, "ms", null);
+    note(shape, "  TTFT p99", ttftP99Ms, "ms", null);
+  }
+}
+
+/** The first sessions with enough turns, cut to eight, short enough for the context. */
+function pickSessions(all: readonly Session[], count: number): Session[] {
+  const isShort = (turns: Session) =>
+    turns.slice(0, 8).reduce((sum, { newTokens, outputTokens }) => sum + newTokens + outputTokens, 0) < 7000;
+  return all.filter((turns) => turns.length >= 8 && isShort(turns)).slice(0, count).map((turns) => turns.slice(0, 8));
+}
+
+function blocksOf(turns: Session): number {
+  return Math.ceil(turns.reduce((sum, { newTokens, outputTokens }) => sum + newTokens + outputTokens, 0) / BLOCK_TOKENS);
+}
+
+async function bench(shape: string, parts: ReadonlySet<string>): Promise<void> {
+  const model = await loadModel({
+    libraryPath: libraryPath!,
+    directory: modelDirectory(shape),
+    randomWeights: true,
+    maxModelLen: 9216,
+    maxRows: MAX_ROWS,
+    maxSequences: MAX_SEQUENCES,
+    blockTokens: BLOCK_TOKENS,
+    kvDtype: "bf16",
+    computeDtype: "bf16",
+    threads: 0,
+    gpuIndex: 0,
+    onProgress: (message) => console.log(message),
+  });
+  const { device } = model;
+  const { blockBytes, slotBytes } = device.blockBytes();
+  const { freeBytes } = device.memoryInfo();
+  const isGpu = device.info()["backend"] === "cuda";
+  const gpuBlocks = Math.min(6000, Math.floor((freeBytes * (isGpu ? 0.9 : 0.2)) / blockBytes));
+  device.createKv(gpuBlocks);
+  console.log(`${shape}: ${JSON.stringify(device.info())}, ${gpuBlocks} KV blocks of ${blockBytes} bytes`);
+  const hostBytes = Math.min(freeMemoryBytes() * 0.6, 6000 * slotBytes);
+  const options = { libraryPath: libraryPath!, gpuBlocks, hostBytes, maxBatchTokens: MAX_ROWS, maxSequences: MAX_SEQUENCES };
+  const raw = new RawSteps(model, gpuBlocks, MAX_ROWS, MAX_SEQUENCES);
+  if (parts.has("prefill")) note(shape, "prefill of 2048", raw.prefillMs(0, Math.min(2048, MAX_ROWS), 8), "ms", null);
+  if (parts.has("decode")) benchDecode(shape, model, raw);
+  if (parts.has("load")) {
+    const lengths = shape === "tiny" ? [1024] : [2048, 8192];
+    device.openHostArena(null, lengths.at(-1)! / BLOCK_TOKENS);
+    for (const tokens of lengths) {
+      const floor = (tokens * kvBytesPerToken(model)) / HOST_BYTES_PER_MS;
+      note(shape, `layer-wise load of ${tokens} tokens`, raw.loadMs(tokens, 12), "ms", floor);
+    }
+    device.closeHostArena(true);
+  }
+  if (parts.has("turn")) benchTurns(shape, model, options, raw);
+  if (parts.has("saving")) {
+    const { on, off } = savingMs(model, options, { prompt: shape === "tiny" ? 1024 : 8192, answer: 64, repeats: 3 });
+    note(shape, "8K prompt and 64 tokens, saving on", on, "ms", off);
+  }
+  if (parts.has("conversations") && values.trace !== undefined) benchConversations(shape, model, options, values.trace);
+  device.close();
+}
+
+for (const shape of values.shapes.split(",")) await bench(shape, new Set(values.parts.split(",")));
+if (values.json !== undefined) writeFileSync(values.json, `${JSON.stringify(rows, null, 1)}\n`);
+process.exit(0);

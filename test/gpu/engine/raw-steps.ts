@@ -1,0 +1,112 @@
+// Steps of a model without an engine: decode at a given batch and context, prefill of a prompt, layer-wise loads.
+
+import { ModelRunner } from "../../../sidecar/engine/model-runner.ts";
+import { EventPool, LayerTransfer } from "../../../sidecar/kvcache/layer-transfer.ts";
+import { Batch } from "../../../sidecar/model/batch.ts";
+import type { Model } from "../../../sidecar/model/model.ts";
+import { median, randomTokens } from "./bench-engine.ts";
+
+const WAIT_US = 1_000_000;
+
+export class RawSteps {
+  readonly #runner: ModelRunner;
+  readonly #batches: [Batch, Batch];
+  readonly #blockTokens: number;
+
+  constructor(
+    readonly model: Model,
+    readonly gpuBlocks: number,
+    readonly maxRows: number,
+    maxSequences: number,
+  ) {
+    this.#blockTokens = model.device.config.blockTokens;
+    const maxBlocksPerSequence = Math.ceil((model.maxModelLen + 1) / this.#blockTokens);
+    const limits = { maxRows, maxSequences, maxBlocksPerSequence, maxBiases: 16 };
+    this.#batches = [new Batch(model.device, limits), new Batch(model.device, limits)];
+    this.#runner = new ModelRunner(model, this.#batches);
+  }
+
+  /** Block table of sequence `slot` for `length` positions; no block is shared. */
+  table(slot: number, length: number): number[] {
+    const count = Math.ceil(length / this.#blockTokens);
+    const begin = slot * count;
+    if (begin + count > this.gpuBlocks) throw new Error(`${begin + count} blocks, there are ${this.gpuBlocks}`);
+    return Array.from({ length: count }, (_, i) => begin + i);
+  }
+
+  /** Computes positions [begin, end) of a sequence in chunks, so that its KV is real. */
+  fill(slot: number, begin: number, end: number, table: readonly number[], chunk: number): void {
+    const tokens = randomTokens(end - begin + 1, this.model.config.vocabSize);
+    this.model.device.writeTokens(slot, begin, tokens);
+    const batch = this.#batches[0];
+    for (let at = begin; at < end; at += chunk) {
+      batch.reset();
+      const rowCount = Math.min(chunk, end - at);
+      batch.add({
+        slot, position: at, rowCount, blockTable: table, logits: at + rowCount === end ? "last" : "none",
+        sampling: null, promptLength: end, rngPosition: end,
+      });
+      this.#runner.run(batch, null);
+      this.#await(batch);
+    }
+  }
+
+  /** Median ms of computing `rows` new tokens behind `history` that is in gpu memory. */
+  prefillMs(history: number, rows: number, repeats: number): number {
+    const table = this.table(0, history + rows + 1);
+    if (history > 0) this.fill(0, 0, history, table, this.maxRows);
+    const times: number[] = [];
+    for (let i = 0; i < repeats; i++) {
+      const begin = performance.now();
+      this.fill(0, history, history + rows, table, rows);
+      if (i > 0) times.push(performance.now() - begin); // the first one picks algorithms
+    }
+    return median(times);
+  }
+
+  /** Median ms between steps that each decode one token of `count` sequences, one step ahead. */
+  decodeMs(count: number, context: number, steps: number): number {
+    const tables = Array.from({ length: count }, (_, slot) => this.table(slot, context + steps + 8));
+    tables.forEach((table, slot) => this.fill(slot, 0, context, table, this.maxRows));
+    const ends: number[] = [];
+    for (let step = 0; step < steps; step++) {
+      const batch = this.#batches[step % 2]!;
+      if (step >= 2) {
+        this.#await(batch);
+        ends.push(performance.now());
+      }
+      batch.reset();
+      tables.forEach((blockTable, slot) =>
+        batch.add({
+          slot, position: context + step, rowCount: 1, blockTable, logits: "last",
+          sampling: null, promptLength: context, rngPosition: context + step + 1,
+        }),
+      );
+      this.#runner.run(batch, null);
+    }
+    for (const batch of this.#batches) this.#await(batch);
+    const intervals = ends.slice(4).map((end, i) => end - ends[i + 3]!);
+    return median(intervals);
+  }
+
+  /** Median ms until all layers of `tokens` have come from host memory; the arena must be open. */
+  loadMs(tokens: number, repeats: number): number {
+    const count = tokens / this.#blockTokens;
+    const slots = Int32Array.from({ length: count }, (_, i) => i);
+    const { device, config } = this.model;
+    const events = new EventPool(device);
+    const times: number[] = [];
+    for (let i = 0; i < repeats; i++) {
+      const begin = performance.now();
+      const load = new LayerTransfer(device, events, "load", slots, slots, config.layers, begin);
+      while (!load.pump() || !load.isDone()) device.wait(WAIT_US / 1000);
+      times.push(performance.now() - begin);
+      load.dispose();
+    }
+    return median(times.slice(1));
+  }
+
+  #await(batch: Batch): void {
+    while (!this.#runner.isFinished(batch)) this.model.device.wait(WAIT_US);
+  }
+}
