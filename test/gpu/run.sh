@@ -1,0 +1,95 @@
+#!/usr/bin/env bash
+# Builds both libraries, checks the CUDA library and measures it, on any machine with an NVIDIA GPU, nvcc, g++ and Bun.
+# usage: test/gpu/run.sh [stage ...]    stages: header kernels models memcheck copies attention skinny (default: all but
+# memcheck). BUN names the Bun to use. Logs go to $OUT (default: a new folder under the system's temporary one).
+set -uo pipefail
+cd "$(dirname "$0")/../.."
+
+stages=("$@")
+[ "${#stages[@]}" -gt 0 ] || stages=(header kernels models copies attention skinny)
+out=${OUT:-$(mktemp -d)}
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+failures=0
+
+bun=${BUN:-}
+for candidate in node_modules/.bin/bun "$(command -v bun || true)"; do
+  if [ -z "$bun" ] && [ -n "$candidate" ] && [ -x "$candidate" ]; then bun=$candidate; fi
+done
+[ -n "$bun" ] || { echo "there is no Bun: npm ci, or name one in BUN"; exit 2; }
+
+# cuBLASLt may come with Python packages alone.
+find_file() { find / -name "$1" -not -path '/proc/*' 2>/dev/null | sort | head -n 1; }
+if [ -z "${KVASIR_CUBLASLT:-}" ] && ! ldconfig -p | grep -q libcublasLt && [ ! -e /usr/local/cuda/lib64/libcublasLt.so ]; then
+  KVASIR_CUBLASLT=$(find_file 'libcublasLt.so.1[23]')
+  export KVASIR_CUBLASLT
+fi
+
+libraries=$("$bun" test/gpu/build.ts) || exit 1
+cpu=$(sed -n 's/^cpu=//p' <<<"$libraries")
+cuda=$(sed -n 's/^cuda=//p' <<<"$libraries")
+capability=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -n 1 | tr -d .)
+[ "$capability" = 90 ] && capability=90a
+gencode="-gencode=arch=compute_$capability,code=sm_$capability"
+native=sidecar/native
+
+stage() { printf '\n== %s\n' "$1"; }
+count() { if [ "$1" -ne 0 ]; then failures=$((failures + 1)); echo "FAILED: $2"; fi; }
+
+compile_kernel_check() {
+  g++ -std=c++20 -O2 -o "$work/kernel-check" test/gpu/kernel-check.cpp test/gpu/check-*.cpp -ldl -pthread
+}
+
+{
+  date -u +%F
+  nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
+  for name in "${stages[@]}"; do
+    stage "$name"
+    case $name in
+      header)
+        header=$(find_file cublasLt.h)
+        if [ -z "$header" ]; then
+          echo "no cublasLt.h here to compare with"
+        else
+          nvcc -std=c++20 -I"$(dirname "$header")" -o "$work/header" test/gpu/cublaslt-header-check.cu && "$work/header"
+          count $? "the header of cuBLASLt"
+        fi
+        ;;
+      kernels)
+        compile_kernel_check && "$work/kernel-check" "$cpu" "$cuda"
+        count $? "kernels"
+        ;;
+      memcheck)
+        compile_kernel_check &&
+          compute-sanitizer --error-exitcode 3 "$work/kernel-check" "$cpu" "$cuda" --small --seed 1
+        count $? "memcheck"
+        ;;
+      models)
+        "$bun" test/gpu/model-check.ts "$cuda"
+        count $? "models"
+        ;;
+      copies)
+        nvcc -std=c++20 -O2 $gencode -o "$work/copies" test/gpu/copy-bench.cu $native/cuda/layer-copy.cu \
+          $native/common/failure.cpp && "$work/copies"
+        count $? "copies"
+        ;;
+      attention)
+        nvcc -std=c++20 -O3 $gencode -o "$work/attention" test/gpu/attention-bench.cu $native/cuda/attention-*.cu &&
+          "$work/attention"
+        count $? "attention"
+        ;;
+      skinny)
+        nvcc -std=c++20 -O3 $gencode -o "$work/skinny" test/gpu/skinny-bench.cu $native/cuda/skinny-matmul.cu &&
+          "$work/skinny"
+        count $? "skinny"
+        ;;
+      *)
+        echo "no stage $name"
+        failures=$((failures + 1))
+        ;;
+    esac
+  done
+  printf '\n%d stages failed\n' "$failures"
+  exit "$failures"
+} | tee "$out/run.log"
+exit "${PIPESTATUS[0]}"
