@@ -13,6 +13,7 @@ namespace {
 #include "kernels/rows.h"
 #include "kernels/matmul.h"
 #include "kernels/append-kv.h"
+#include "kernels/transpose.h"
 #include "kernels/attention.h"
 #include "kernels/table.h"
 

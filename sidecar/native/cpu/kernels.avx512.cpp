@@ -4,6 +4,8 @@
 
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__)
 
+// GCC's own intrinsics warn of values that they leave undefined on purpose (GCC bug 105593).
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #include <immintrin.h>
 
 namespace kvs {
@@ -13,6 +15,7 @@ namespace {
 #include "kernels/rows.h"
 #include "kernels/matmul.h"
 #include "kernels/append-kv.h"
+#include "kernels/transpose.h"
 #include "kernels/attention.h"
 #include "kernels/table.h"
 

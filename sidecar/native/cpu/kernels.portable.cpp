@@ -10,6 +10,7 @@ namespace {
 #include "kernels/rows.h"
 #include "kernels/matmul.h"
 #include "kernels/append-kv.h"
+#include "kernels/transpose.h"
 #include "kernels/attention.h"
 #include "kernels/table.h"
 

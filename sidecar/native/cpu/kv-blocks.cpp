@@ -82,7 +82,9 @@ kvs_status kvs_kv_create(kvs_device* device, uint32_t block_count) {
     kvs_device& d = checked(device);
     require(block_count > 0 && block_count <= (1u << 30), "block_count: %u", block_count);
     d.drain();
-    d.kv = kvs::HostMemory(block_count * kvs::slot_bytes_of(d.config));
+    // Kernels load whole vectors of values: the last one may end past the last block.
+    const uint64_t vector_bytes = 256;
+    d.kv = kvs::HostMemory(block_count * kvs::slot_bytes_of(d.config) + vector_bytes);
     d.block_count = block_count;
   });
 }

@@ -1,9 +1,11 @@
-// Generation counter and futex (std::atomic::wait) after a short spin: between the operations of a step workers are
-// still spinning, between steps they sleep.
+// Items are taken by compare-and-swap on one word; workers spin for a moment, so that they are still awake for the next
+// operation of a step, then sleep on a futex (std::atomic::wait).
 
 #include "thread-pool.h"
 
 #include <pthread.h>
+
+#include <bit>
 
 #include "spin.h"
 
@@ -27,11 +29,23 @@ ThreadPool::~ThreadPool() {
   for (std::thread& thread : threads_) thread.join();
 }
 
+bool ThreadPool::has_items() const {
+  const Ticket ticket = std::bit_cast<Ticket>(ticket_.load(std::memory_order_acquire));
+  return ticket.next < ticket.count;
+}
+
 void ThreadPool::take_items(Scratch& scratch) {
+  uint64_t word = ticket_.load(std::memory_order_acquire);
   for (;;) {
-    const uint32_t item = next_.fetch_add(1, std::memory_order_relaxed);
-    if (item >= count_) return;
+    Ticket ticket = std::bit_cast<Ticket>(word);
+    if (ticket.next >= ticket.count) return;
+    const uint32_t item = static_cast<uint32_t>(ticket.next++);
+    if (!ticket_.compare_exchange_weak(word, std::bit_cast<uint64_t>(ticket), std::memory_order_acq_rel)) continue;
+    // This item is ours and not done: the operation can't end, nor its fields change.
+    const uint32_t count = count_;
     call_(context_, item, scratch);
+    if (done_.fetch_add(1, std::memory_order_acq_rel) + 1 == count) done_.notify_one();
+    word = ticket_.load(std::memory_order_acquire);
   }
 }
 
@@ -39,27 +53,29 @@ void ThreadPool::run_shared(uint32_t count, Call call, void* context) {
   call_ = call;
   context_ = context;
   count_ = count;
-  next_.store(0, std::memory_order_relaxed);
-  working_.store(static_cast<uint32_t>(threads_.size()), std::memory_order_relaxed);
+  done_.store(0, std::memory_order_relaxed);
+  Ticket ticket = std::bit_cast<Ticket>(ticket_.load(std::memory_order_relaxed));
+  ticket.operation = ticket.operation + 1;
+  ticket.count = count;
+  ticket.next = 0;
+  ticket_.store(std::bit_cast<uint64_t>(ticket), std::memory_order_release);
   generation_.fetch_add(1);
   generation_.notify_all();
   take_items(*scratches_[0]);
-  if (spin_until([this] { return working_.load(std::memory_order_acquire) == 0; }, spin_us)) return;
-  for (uint32_t left = working_.load(); left != 0; left = working_.load()) working_.wait(left);
+  if (spin_until([&] { return done_.load(std::memory_order_acquire) == count; }, spin_us)) return;
+  for (uint32_t done = done_.load(); done != count; done = done_.load()) done_.wait(done);
 }
 
 void ThreadPool::worker(uint32_t index) {
   pthread_setname_np(pthread_self(), "kvs-compute");
-  uint32_t seen = 0;
   for (;;) {
-    const auto is_new = [&] { return generation_.load(std::memory_order_acquire) != seen; };
-    if (!spin_until(is_new, spin_us)) {
-      while (!is_new()) generation_.wait(seen);
-    }
-    seen = generation_.load(std::memory_order_acquire);
+    const uint32_t seen = generation_.load();
     if (is_closing_.load()) return;
-    take_items(*scratches_[index]);
-    if (working_.fetch_sub(1) == 1) working_.notify_one();
+    if (spin_until([this] { return has_items(); }, spin_us)) {
+      take_items(*scratches_[index]);
+    } else {
+      generation_.wait(seen);
+    }
   }
 }
 

@@ -1,6 +1,6 @@
 // Splits one operation over the compute threads. The calling thread (the compute stream's) takes its share; items are
-// taken from a common counter, so a core that others disturb simply takes fewer. Which thread computes an item never
-// changes its bits.
+// taken one by one, so a core that others disturb simply takes fewer, and a thread that has not woken up yet is not
+// waited for. Which thread computes an item never changes its bits.
 
 #pragma once
 
@@ -31,7 +31,7 @@ class ThreadPool {
       scratch.reset();
       (*static_cast<std::remove_reference_t<Body>*>(context))(item, scratch);
     };
-    if (count <= 1 || scratches_.size() == 1) {
+    if (count <= 1 || scratches_.size() == 1 || count > count_max) {
       for (uint32_t item = 0; item < count; ++item) call(&body, item, *scratches_[0]);
     } else {
       run_shared(count, call, &body);
@@ -41,18 +41,29 @@ class ThreadPool {
  private:
   using Call = void (*)(void* context, uint32_t item, Scratch& scratch);
 
+  /** An operation's number, its items and the next one to take, in one word: whoever takes an item knows it is live. */
+  struct Ticket {
+    uint64_t operation : 22;
+    uint64_t count : 21;
+    uint64_t next : 21;
+  };
+  static constexpr uint32_t count_max = (1u << 21) - 1;
+
   void run_shared(uint32_t count, Call call, void* context);
+  /** Runs items until none is left to take. */
   void take_items(Scratch& scratch);
+  bool has_items() const;
   void worker(uint32_t index);
 
   std::vector<std::unique_ptr<Scratch>> scratches_;
   std::vector<std::thread> threads_;
+  // Of the operation in work; they change only when all its items are done.
   Call call_ = nullptr;
   void* context_ = nullptr;
   uint32_t count_ = 0;
-  alignas(64) std::atomic<uint32_t> next_{0};
-  alignas(64) std::atomic<uint32_t> generation_{0};  // a new operation is there
-  alignas(64) std::atomic<uint32_t> working_{0};     // workers not yet through with it
+  alignas(64) std::atomic<uint64_t> ticket_{0};
+  alignas(64) std::atomic<uint32_t> done_{0};        // items
+  alignas(64) std::atomic<uint32_t> generation_{0};  // what sleeping workers wait on
   std::atomic<bool> is_closing_{false};
 };
 

@@ -1,9 +1,11 @@
 // y = softmax(scale q . k) v over a paged view. Key tiles are the blocks of the view, in order, with an online softmax
 // from tile to tile (Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018; Dao et al.,
 // FlashAttention, 2022). An item is some rows of the step and the query heads of one key-value head, which share every
-// tile they widen. A row's sums run in one order, over its own keys alone, whoever shares its item.
+// tile of keys that is turned, and read the values as they lie. A row's sums run in one order, over its own keys
+// alone, whoever shares its item.
 
-constexpr uint32_t item_queries_max = 96;  // rows times query heads: what widening a tile is spread over
+constexpr uint32_t query_rows = 6;         // queries at a time
+constexpr uint32_t item_queries_max = 96;  // rows times query heads: what turning a tile is spread over
 
 inline uint32_t round_up(uint32_t a, uint32_t multiple) { return (a + multiple - 1) / multiple * multiple; }
 
@@ -22,15 +24,14 @@ struct AttentionState {
   uint32_t key_stride;  // of keys and scores: the tile's keys, rounded up to whole vectors
   uint32_t dim_stride;
   float* keys;     // (head_dim, key_stride): transposed
-  float* values;   // (block_tokens, dim_stride)
-  float* queries;  // (tile_rows, dim_stride): turned against the tile's base
-  float* scores;   // (tile_rows, key_stride)
-  float* outputs;  // (queries, dim_stride): not yet divided by the sum
+  float* queries;  // (query_rows, dim_stride): turned against the tile's base
+  float* scores;   // (query_rows, key_stride)
+  float* outputs;  // (queries, dim_stride): in the order that values load in, not yet divided by the sum
   float* maxima;   // (queries)
   float* sums;     // (queries)
 };
 
-constexpr Ahead<0> nothing_ahead[1] = {};
+constexpr Ahead<0> nothing_ahead[1] = {{nullptr, 0}};
 
 /** A query's keys of the tile: [begin, end). */
 struct KeyRange {
@@ -50,9 +51,8 @@ inline AttentionState make_state(const kvs_device_config& config, uint32_t queri
   state.key_stride = round_up(config.block_tokens, tile_outputs);
   state.dim_stride = round_up(config.head_dim, tile_outputs);
   state.keys = scratch.take<float>(config.head_dim * state.key_stride);
-  state.values = scratch.take<float>(config.block_tokens * state.dim_stride);
-  state.queries = scratch.take<float>(tile_rows * state.dim_stride);
-  state.scores = scratch.take<float>(tile_rows * state.key_stride);
+  state.queries = scratch.take<float>(query_rows * state.dim_stride);
+  state.scores = scratch.take<float>(query_rows * state.key_stride);
   state.outputs = scratch.take<float>(queries * state.dim_stride);
   state.maxima = scratch.take<float>(queries);
   state.sums = scratch.take<float>(queries);
@@ -63,47 +63,46 @@ uint64_t attention_scratch_bytes(const kvs_device_config& config) {
   const uint64_t key_stride = round_up(config.block_tokens, tile_outputs);
   const uint64_t dim_stride = round_up(config.head_dim, tile_outputs);
   const uint64_t queries = max_of(item_queries_max, config.heads / config.kv_heads);
-  const uint64_t floats = config.head_dim * key_stride + config.block_tokens * dim_stride +
-                          tile_rows * (dim_stride + key_stride) + queries * (dim_stride + 2);
+  const uint64_t floats =
+      config.head_dim * key_stride + query_rows * (dim_stride + key_stride) + queries * (dim_stride + 2);
   return 4 * floats + 1024;
 }
 
-/** Widens keys [0, range.end) and values of the range; values past the range may be anything, so they stay unread. */
+/** Turns the keys up to `end`, a multiple of eight; those behind it in the block may be anything. */
 template <class Type>
-void load_tile(const AttentionState& state, const kvs_device_config& config, const typename Type::Stored* keys,
-               const typename Type::Stored* values, KeyRange range) {
-  const uint32_t head_dim = config.head_dim;
-  alignas(64) float lanes[W];
-  for (uint32_t t = 0; t < range.end; ++t) {
-    for_lanes(head_dim, [&](uint32_t d, uint32_t n) {
-      Type::load(keys + t * head_dim + d, n).store(lanes);
-      for (uint32_t i = 0; i < n; ++i) state.keys[(d + i) * state.key_stride + t] = lanes[i];
-    });
-  }
-  for (uint32_t t = range.begin; t < range.end; ++t) {
-    float* to = state.values + t * state.dim_stride;
-    for (uint32_t d = 0; d < state.dim_stride; d += W) {
-      if (d + W <= head_dim) {
-        Type::load(values + t * head_dim + d).store(to + d);
-      } else {
-        (d < head_dim ? Type::load(values + t * head_dim + d, head_dim - d) : Vec::zero()).store(to + d);
-      }
-    }
+void load_keys(const AttentionState& state, const kvs_device_config& config, const typename Type::Stored* keys,
+               uint32_t end) {
+  for (uint32_t t = 0; t < end; t += turned_rows) {
+    turn_rows<Type>(state.keys + t, state.key_stride, keys + static_cast<uint64_t>(t) * config.head_dim,
+                    config.head_dim, config.head_dim);
   }
 }
 
-/** scores (Rows, keys) = queries . keys, up to key `end`. */
+/** Vectors at a time: many for few queries, so that there are enough chains. */
+template <uint32_t Rows>
+constexpr uint32_t wide_vecs = W == 16 ? 4 : Rows == 1 ? 8 : Rows == 2 ? 4 : tile_vecs;
+
+/** scores (Rows, keys [t, t + Vecs W)) = queries . keys. */
+template <uint32_t Rows, uint32_t Vecs>
+inline void score_keys(const AttentionState& state, uint32_t head_dim, uint32_t t) {
+  Vec acc[Rows][1][Vecs];
+  for_accumulators<Rows, 1, Vecs>([&](uint32_t r, uint32_t p, uint32_t v) { acc[r][p][v] = Vec::zero(); });
+  const float* const w[1] = {state.keys + t};
+  accumulate<F32Panel>(acc, state.queries, state.dim_stride, w, state.key_stride, head_dim, nothing_ahead);
+  for_accumulators<Rows, 1, Vecs>([&](uint32_t r, uint32_t p, uint32_t v) {
+    acc[r][p][v].store(state.scores + r * state.key_stride + t + v * W);
+  });
+}
+
+/** scores (Rows, keys) up to key `end`. */
 template <uint32_t Rows>
 inline void score_queries(const AttentionState& state, uint32_t head_dim, uint32_t end) {
-  for (uint32_t t = 0; t < end; t += tile_outputs) {
-    Vec acc[Rows][1][tile_vecs];
-    for_accumulators<Rows, 1, tile_vecs>([&](uint32_t r, uint32_t p, uint32_t v) { acc[r][p][v] = Vec::zero(); });
-    const float* const w[1] = {state.keys + t};
-    accumulate<F32Panel>(acc, state.queries, state.dim_stride, w, state.key_stride, head_dim, nothing_ahead);
-    for_accumulators<Rows, 1, tile_vecs>([&](uint32_t r, uint32_t p, uint32_t v) {
-      acc[r][p][v].store(state.scores + r * state.key_stride + t + v * W);
-    });
+  constexpr uint32_t wide = wide_vecs<Rows>;
+  uint32_t t = 0;
+  for (; t + tile_outputs < end && t + wide * W <= state.key_stride; t += wide * W) {
+    score_keys<Rows, wide>(state, head_dim, t);
   }
+  for (; t < end; t += tile_outputs) score_keys<Rows, tile_vecs>(state, head_dim, t);
 }
 
 inline void add_alibi(float* scores, KeyRange range, float slope, uint32_t position, uint32_t base) {
@@ -134,31 +133,50 @@ inline float update_softmax(float* scores, KeyRange range, float& maximum, float
   return shrink[0];
 }
 
+/** The values of a tile, as they lie: (block_tokens, head_dim). */
+template <class Panel>
+struct Values {
+  const typename Panel::Stored* data;
+  uint32_t head_dim;
+};
+
+/** Dims [d, d + Vecs W) of: outputs = outputs * shrink + weights . values. Past head_dim they are anything. */
+template <class Panel, uint32_t Rows, uint32_t Vecs>
+inline void add_dims(const Values<Panel>& values, float* outputs, uint32_t dim_stride, const float* weights,
+                     uint32_t key_stride, const float* shrink, KeyRange range, uint32_t d) {
+  Vec acc[Rows][1][Vecs];
+  for_accumulators<Rows, 1, Vecs>([&](uint32_t r, uint32_t p, uint32_t v) {
+    acc[r][p][v] = Vec::load(outputs + r * dim_stride + d + v * W) * Vec::set(shrink[r]);
+  });
+  const typename Panel::Stored* const w[1] = {values.data + static_cast<uint64_t>(range.begin) * values.head_dim + d};
+  accumulate<Panel>(acc, weights + range.begin, key_stride, w, values.head_dim, range.end - range.begin, nothing_ahead);
+  for_accumulators<Rows, 1, Vecs>([&](uint32_t r, uint32_t p, uint32_t v) {
+    acc[r][p][v].store(outputs + r * dim_stride + d + v * W);
+  });
+}
+
 /** outputs = outputs * shrink + weights . values for queries [query, query + Rows), which have the same keys. */
-template <uint32_t Rows>
-inline void add_values(const AttentionState& state, uint32_t query, const float* scores, const float* shrink,
-                       KeyRange range) {
-  float* outputs = state.outputs + query * state.dim_stride;
-  for (uint32_t d = 0; d < state.dim_stride; d += tile_outputs) {
-    Vec acc[Rows][1][tile_vecs];
-    for_accumulators<Rows, 1, tile_vecs>([&](uint32_t r, uint32_t p, uint32_t v) {
-      acc[r][p][v] = Vec::load(outputs + r * state.dim_stride + d + v * W) * Vec::set(shrink[r]);
-    });
-    const float* const w[1] = {state.values + range.begin * state.dim_stride + d};
-    accumulate<F32Panel>(acc, scores + range.begin, state.key_stride, w, state.dim_stride, range.end - range.begin,
-                         nothing_ahead);
-    for_accumulators<Rows, 1, tile_vecs>([&](uint32_t r, uint32_t p, uint32_t v) {
-      acc[r][p][v].store(outputs + r * state.dim_stride + d + v * W);
-    });
+template <class Panel, uint32_t Rows>
+inline void add_values(const AttentionState& state, const Values<Panel>& values, uint32_t query, const float* weights,
+                       const float* shrink, KeyRange range) {
+  constexpr uint32_t wide = wide_vecs<Rows>;
+  float* outputs = state.outputs + static_cast<uint64_t>(query) * state.dim_stride;
+  uint32_t d = 0;
+  for (; d + wide * W <= state.dim_stride; d += wide * W) {
+    add_dims<Panel, Rows, wide>(values, outputs, state.dim_stride, weights, state.key_stride, shrink, range, d);
+  }
+  for (; d < state.dim_stride; d += tile_outputs) {
+    add_dims<Panel, Rows, tile_vecs>(values, outputs, state.dim_stride, weights, state.key_stride, shrink, range, d);
   }
 }
 
-/** `count` queries, up to tile_rows, against the tile at `base`. */
+/** `count` queries, up to query_rows, against the tile at `base`. */
+template <class Panel>
 inline void attend_tile(const AttentionTask& task, const AttentionPiece& piece, const AttentionState& state,
-                        uint32_t query, uint32_t count, uint32_t base) {
+                        const Values<Panel>& values, uint32_t query, uint32_t count, uint32_t base) {
   const kvs_device_config& config = *task.config;
   const uint32_t heads = piece.head_end - piece.head_begin;
-  KeyRange ranges[tile_rows];
+  KeyRange ranges[query_rows];
   KeyRange widest{config.block_tokens, 0};
   bool is_uniform = true;
   for (uint32_t i = 0; i < count; ++i) {
@@ -174,10 +192,10 @@ inline void attend_tile(const AttentionTask& task, const AttentionPiece& piece, 
            config.attention_scale);
   }
   if (widest.is_empty()) return;
-  with_count<tile_rows>(count, [&](auto rows) {
+  with_count<query_rows>(count, [&](auto rows) {
     score_queries<decltype(rows)::value>(state, config.head_dim, widest.end);
   });
-  float shrink[tile_rows];
+  float shrink[query_rows];
   for (uint32_t i = 0; i < count; ++i) {
     if (ranges[i].is_empty()) continue;
     float* scores = state.scores + i * state.key_stride;
@@ -189,18 +207,25 @@ inline void attend_tile(const AttentionTask& task, const AttentionPiece& piece, 
     shrink[i] = update_softmax(scores, ranges[i], state.maxima[query + i], state.sums[query + i]);
   }
   if (is_uniform) {
-    with_count<tile_rows>(count, [&](auto rows) {
-      add_values<decltype(rows)::value>(state, query, state.scores, shrink, ranges[0]);
+    with_count<query_rows>(count, [&](auto rows) {
+      add_values<Panel, decltype(rows)::value>(state, values, query, state.scores, shrink, ranges[0]);
     });
     return;
   }
   for (uint32_t i = 0; i < count; ++i) {
     if (!ranges[i].is_empty()) {
-      add_values<1>(state, query + i, state.scores + i * state.key_stride, shrink + i, ranges[i]);
+      add_values<Panel, 1>(state, values, query + i, state.scores + i * state.key_stride, shrink + i, ranges[i]);
     }
   }
 }
 
+/** Where dim `d` of an output lies: values load two vectors at a time. */
+template <class Panel>
+inline uint32_t place_of_dim(uint32_t d) {
+  return Panel::is_paired ? d / tile_outputs * tile_outputs + d % 2 * W + d % tile_outputs / 2 : d;
+}
+
+template <class Panel>
 inline void write_outputs(const AttentionTask& task, const AttentionPiece& piece, const AttentionState& state) {
   const uint32_t head_dim = task.config->head_dim;
   const uint32_t heads = piece.head_end - piece.head_begin;
@@ -208,18 +233,21 @@ inline void write_outputs(const AttentionTask& task, const AttentionPiece& piece
     const uint64_t row = piece.row_begin + query / heads;
     const uint32_t head = piece.head_begin + query % heads;
     float* y = task.y + (row * task.config->heads + head) * head_dim;
-    const float* output = state.outputs + query * state.dim_stride;
-    const Vec scale = Vec::set(1.0f / state.sums[query]);
-    for_lanes(head_dim, [&](uint32_t d, uint32_t n) { F32::store(y + d, n, Vec::load(output + d) * scale); });
+    const float* output = state.outputs + static_cast<uint64_t>(query) * state.dim_stride;
+    const float scale = 1.0f / state.sums[query];
+    for (uint32_t d = 0; d < head_dim; ++d) y[d] = output[place_of_dim<Panel>(d)] * scale;
   }
 }
 
+/** Type: how keys are read; Panel: how values are. */
+template <class Type, class Panel>
 void attend(const AttentionTask& task, const AttentionPiece& piece, Scratch& scratch) {
+  using Stored = typename Type::Stored;
   const kvs_device_config& config = *task.config;
   const uint32_t block_tokens = config.block_tokens;
   const uint32_t queries = (piece.row_end - piece.row_begin) * (piece.head_end - piece.head_begin);
   const AttentionState state = make_state(config, queries, scratch);
-  __builtin_memset(state.outputs, 0, queries * state.dim_stride * sizeof(float));
+  __builtin_memset(state.outputs, 0, static_cast<uint64_t>(queries) * state.dim_stride * sizeof(float));
   for (uint32_t i = 0; i < queries; ++i) {
     state.maxima[i] = -__builtin_inff();
     state.sums[i] = 0.0f;
@@ -228,24 +256,19 @@ void attend(const AttentionTask& task, const AttentionPiece& piece, Scratch& scr
   const uint32_t last = static_cast<uint32_t>(task.step->row_position[piece.row_end - 1]);
   const uint32_t first_key = task.window == 0 || first < task.window ? 0 : first - task.window + 1;
   const int32_t* table = task.step->block_table + task.step->sequences[piece.sequence].table_begin;
-  const uint64_t head_bytes = static_cast<uint64_t>(config.head_dim) * (task.kv.dtype == KVS_F32 ? 4 : 2);
+  const uint64_t head_values = static_cast<uint64_t>(block_tokens) * config.head_dim;
   for (uint32_t j = first_key / block_tokens; j <= last / block_tokens; ++j) {
     if (table[j] < 0) continue;
     const uint32_t base = j * block_tokens;
-    const KeyRange range{first_key <= base ? 0 : first_key - base, min_of(block_tokens, last + 1 - base)};
-    const char* keys = task.kv.blocks + static_cast<uint64_t>(table[j]) * task.kv.block_stride +
-                       piece.kv_head * block_tokens * head_bytes;
-    const char* values = keys + config.kv_heads * block_tokens * head_bytes;
-    with_dtype(task.kv.dtype, [&](auto type) {
-      using Stored = typename decltype(type)::Stored;
-      load_tile<decltype(type)>(state, config, reinterpret_cast<const Stored*>(keys),
-                                reinterpret_cast<const Stored*>(values), range);
-    });
-    for (uint32_t query = 0; query < queries; query += tile_rows) {
-      attend_tile(task, piece, state, query, min_of(tile_rows, queries - query), base);
+    const char* block = task.kv.blocks + static_cast<uint64_t>(table[j]) * task.kv.block_stride;
+    const Stored* keys = reinterpret_cast<const Stored*>(block) + piece.kv_head * head_values;
+    load_keys<Type>(state, config, keys, round_up(min_of(block_tokens, last + 1 - base), turned_rows));
+    const Values<Panel> values{keys + config.kv_heads * head_values, config.head_dim};
+    for (uint32_t query = 0; query < queries; query += query_rows) {
+      attend_tile<Panel>(task, piece, state, values, query, min_of(query_rows, queries - query), base);
     }
   }
-  write_outputs(task, piece, state);
+  write_outputs<Panel>(task, piece, state);
 }
 
 // ---- the operation
@@ -291,9 +314,14 @@ void attention(const AttentionTask& task, uint32_t item, Scratch& scratch) {
     uint32_t piece_end = row + 1;
     while (piece_end < end && step.row_sequence[piece_end] == step.row_sequence[row]) ++piece_end;
     if (step.row_sequence[row] >= 0) {
+      const uint32_t sequence = static_cast<uint32_t>(step.row_sequence[row]);
+      const AttentionPiece piece{sequence, row, piece_end, kv_head, head_begin, head_end};
       scratch.reset();
-      attend(task, {static_cast<uint32_t>(step.row_sequence[row]), row, piece_end, kv_head, head_begin, head_end},
-             scratch);
+      switch (task.kv.dtype) {
+        case KVS_F32: attend<F32, F32Panel>(task, piece, scratch); break;
+        case KVS_F16: attend<F16, F16Panel>(task, piece, scratch); break;
+        default: attend<BF16, BF16Panel>(task, piece, scratch);
+      }
     }
     row = piece_end;
   }

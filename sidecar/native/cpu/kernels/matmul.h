@@ -14,13 +14,14 @@ constexpr uint32_t block_rows_max = 240;
 constexpr uint32_t group_panels_max = 8;
 constexpr uint32_t partial_stride = group_panels_max * panel_rows;
 // Whole panels for up to so many rows: their accumulators, two weights and one x must fit the registers.
-constexpr uint32_t stream_rows_max = W == 16 ? tile_rows : 2;
+constexpr uint32_t stream_rows_max = W == 16 ? 4 : 2;
 constexpr uint32_t prefetch_depth = 32;
 
 constexpr uint64_t matmul_scratch_bytes = 4ull * block_rows_max * (x_stride + partial_stride) + 128;
 
 /** How the weights of a panel come two vectors at a time, and which outputs they are: see weight-layout.h. */
 struct PlainPanel {
+  static constexpr bool is_paired = false;
   static uint32_t output_of(uint32_t vec) { return vec * W; }
 };
 struct F32Panel : PlainPanel, F32 {
@@ -36,6 +37,7 @@ struct F16Panel : PlainPanel, F16 {
   }
 };
 struct BF16Panel : BF16 {
+  static constexpr bool is_paired = true;
   static void load_two(const uint16_t* p, Vec& a, Vec& b) { Vec::load_bf16_pairs(p, a, b); }
   static uint32_t output_of(uint32_t vec) { return vec / 2 * W + vec % 2 * (panel_rows / 2); }
 };

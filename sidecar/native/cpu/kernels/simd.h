@@ -144,42 +144,40 @@ struct Vec {
 
 #else
 
+// Sixteen lanes instead of four compile the shapes of AVX-512 for any processor.
+#ifndef KVS_PORTABLE_LANES
+#define KVS_PORTABLE_LANES 4
+#endif
+
 /** Four floats in the compiler's own vector type: SSE2, NEON or whatever there is. */
 struct Vec {
-  typedef float Lanes __attribute__((vector_size(16)));
-  typedef int32_t Ints __attribute__((vector_size(16)));
+  static constexpr uint32_t W = KVS_PORTABLE_LANES;
+  typedef float Lanes __attribute__((vector_size(4 * W)));
+  typedef int32_t Ints __attribute__((vector_size(4 * W)));
   Lanes v;
-  static constexpr uint32_t W = 4;
-  static Vec zero() { return set(0.0f); }
-  static Vec set(float x) { return {Lanes{x, x, x, x}}; }
+  static Vec zero() { return {Lanes{}}; }
+  static Vec set(float x) { return {x - Lanes{}}; }  // x - 0 is x, -0 included
   static Vec load(const float* p) {
     Vec r;
     __builtin_memcpy(&r.v, p, sizeof r.v);
     return r;
   }
   static Vec load(const float* p, uint32_t n) {
-    Vec r = zero();
-    for (uint32_t i = 0; i < n; ++i) r.v[i] = p[i];
-    return r;
+    return gather(n, [p](uint32_t i) { return p[i]; });
   }
-  static Vec load_bf16(const uint16_t* p) {
-    const Ints bits = {p[0], p[1], p[2], p[3]};
-    return {reinterpret_cast<Lanes>(bits << 16)};
-  }
+  static Vec load_bf16(const uint16_t* p) { return load_bf16(p, W); }
   static Vec load_bf16(const uint16_t* p, uint32_t n) {
-    Vec r = zero();
-    for (uint32_t i = 0; i < n; ++i) r.v[i] = float_of_bf16(p[i]);
-    return r;
+    return gather(n, [p](uint32_t i) { return float_of_bf16(p[i]); });
   }
   static void load_bf16_pairs(const uint16_t* p, Vec& even, Vec& odd) {
-    even = {Lanes{float_of_bf16(p[0]), float_of_bf16(p[2]), float_of_bf16(p[4]), float_of_bf16(p[6])}};
-    odd = {Lanes{float_of_bf16(p[1]), float_of_bf16(p[3]), float_of_bf16(p[5]), float_of_bf16(p[7])}};
+    Ints words;
+    __builtin_memcpy(&words, p, sizeof words);
+    even = {reinterpret_cast<Lanes>(words << 16)};
+    odd = {reinterpret_cast<Lanes>(words & static_cast<int32_t>(0xFFFF0000u))};
   }
-  static Vec load_f16(const uint16_t* p) { return load_f16(p, 4); }
+  static Vec load_f16(const uint16_t* p) { return load_f16(p, W); }
   static Vec load_f16(const uint16_t* p, uint32_t n) {
-    Vec r = zero();
-    for (uint32_t i = 0; i < n; ++i) r.v[i] = float_of_f16(p[i]);
-    return r;
+    return gather(n, [p](uint32_t i) { return float_of_f16(p[i]); });
   }
   void store(float* p) const { __builtin_memcpy(p, &v, sizeof v); }
   void store(float* p, uint32_t n) const {
@@ -207,9 +205,7 @@ struct Vec {
     const Ints bits = (__builtin_convertvector(n.v, Ints) + 127) << 23;
     return {v * reinterpret_cast<Lanes>(bits)};
   }
-  Vec zero_below(Vec x, float limit) const {
-    return {x.v < set(limit).v ? zero().v : v};
-  }
+  Vec zero_below(Vec x, float limit) const { return {x.v < set(limit).v ? zero().v : v}; }
   Vec abs() const { return {reinterpret_cast<Lanes>(reinterpret_cast<Ints>(v) & 0x7FFFFFFF)}; }
   Vec with_sign_of(Vec s) const {
     return {reinterpret_cast<Lanes>(reinterpret_cast<Ints>(v) | (reinterpret_cast<Ints>(s.v) & INT32_MIN))};
@@ -219,6 +215,14 @@ struct Vec {
       if (v[i] != v[i]) return true;
     }
     return false;
+  }
+
+ private:
+  template <class Element>
+  static Vec gather(uint32_t n, const Element& element) {
+    Vec r = zero();
+    for (uint32_t i = 0; i < n; ++i) r.v[i] = element(i);
+    return r;
   }
 };
 
