@@ -11,6 +11,7 @@ import { CacheOptionError, openCache, type OpenedCache } from "./open-cache.ts";
 import { Engine } from "./engine.ts";
 import { ModelRunner } from "./model-runner.ts";
 import { poolBlocks, PoolSizeError } from "./pool-size.ts";
+import { describeBreakEven, probe } from "./probe.ts";
 import { nowMs } from "./request.ts";
 import type { EngineWorkerOptions, FromEngine, ToEngine } from "./worker-messages.ts";
 
@@ -95,7 +96,10 @@ function createEngine(
     maxBiases: BIASES_MAX,
   };
   const batches = Array.from({ length: STEPS_AHEAD }, () => new Batch(device, limits));
-  const engine = new Engine(cache, new ModelRunner(model, batches), {
+  const runner = new ModelRunner(model, batches);
+  probe(model, runner, cache);
+  post({ type: "progress", message: describeBreakEven(cache) });
+  const engine = new Engine(cache, runner, {
     maxBatchTokens: options.maxBatchTokens,
     maxSequences: options.maxNumSeqs,
     maxBiases: BIASES_MAX,
