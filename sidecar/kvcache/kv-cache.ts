@@ -196,9 +196,8 @@ export class KvCache {
   startSaves(order: "now" | "by-layer", nowMs: number): boolean {
     if (this.#unsaved.length === 0) return false;
     const unsaved = this.#unsaved;
-    this.#unsaved = [];
-    this.residency.save(unsaved, order, nowMs);
-    return true;
+    this.#unsaved = this.residency.save(unsaved, order, nowMs);
+    return this.#unsaved.length < unsaved.length;
   }
 
   /** A layer of the step that is being enqueued: its saves may follow. */

@@ -235,12 +235,18 @@ export class Residency {
 
   /**
    * Copies blocks from the gpu into host slots, as many as find room. Ordered behind what the compute stream has now,
-   * or layer by layer behind the step that is enqueued next (afterLayer).
+   * or layer by layer behind the step that is enqueued next (afterLayer). Returns those into which a load is still under
+   * way: they can be saved when it has ended.
    */
-  save(blocks: readonly CachedBlock[], order: "now" | "by-layer", nowMs: number): void {
+  save(blocks: readonly CachedBlock[], order: "now" | "by-layer", nowMs: number): CachedBlock[] {
     const chosen: CachedBlock[] = [];
+    const later: CachedBlock[] = [];
     for (const block of blocks) {
-      if (block.host !== ABSENT || block.gpu === ABSENT || block.gpuLoad !== null) continue;
+      if (block.host !== ABSENT || block.gpu === ABSENT) continue;
+      if (block.gpuLoad !== null) {
+        later.push(block);
+        continue;
+      }
       const slot = this.#takeHost();
       if (slot === null) {
         this.counters.skippedSaves++;
@@ -252,7 +258,7 @@ export class Residency {
       this.gpu.retain(block.gpu);
       chosen.push(block);
     }
-    if (chosen.length === 0) return;
+    if (chosen.length === 0) return later;
     const hostSlots = Int32Array.from(chosen, ({ host }) => host);
     const gpuBlocks = Int32Array.from(chosen, ({ gpu }) => gpu);
     const transfer = new LayerTransfer(
@@ -261,6 +267,7 @@ export class Residency {
     if (order === "now") this.#orderBehindCompute("save");
     this.#saves.push({ transfer, blocks: chosen, isOrdered: order === "now" });
     if (order === "now") transfer.pump();
+    return later;
   }
 
   /** A step's layer is enqueued: the saves that wait for it may copy that layer. */

@@ -163,6 +163,17 @@ describe.each([
   });
 });
 
+test("a block that was loaded half full and filled at once is written through like any other", () => {
+  const harness = crowded({ diskSlots: 0, hostSlots: 64, cache: { preloadLayers: 0 } });
+  const first = ask(harness, prompt(40)).tokens;
+  harness.settle();
+  for (const seed of [2, 3]) ask(harness, prompt(50, seed));
+  const second = ask(harness, [...first, ...prompt(7, 9)]).tokens;
+  for (const seed of [4, 5]) ask(harness, prompt(50, seed));
+  const { usage } = ask(harness, [...second, 6]);
+  expect(usage.cachedTokens).toEqual({ gpu: 0, host: second.length - 1, disk: 0 });
+});
+
 describe("a full context window", () => {
   const options = { maxModelLen: 64, gpuBlocks: 20, hostSlots: 64, diskSlots: 64 };
 
