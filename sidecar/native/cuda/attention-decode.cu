@@ -142,7 +142,10 @@ cudaError_t launch_decode(DecodeParams& p, const AttentionArgs& args) {
   while (p.stages > 2 && Shape::shared_bytes(p.stages, p.sequence_count, merge) > limit / blocks_per_sm - 1024)
     --p.stages;
   const int bytes = Shape::shared_bytes(p.stages, p.sequence_count, merge);
-  if (bytes > limit) return cudaErrorNotSupported;
+  if (bytes > limit) {
+    if constexpr (warps > 2) return launch_decode<T, D, heads_8, 2>(p, args);
+    return cudaErrorNotSupported;
+  }
   return launch(true, decode_kernel<T, D, heads_8, warps>, grid, Shape::threads, bytes, args.stream, p, merge);
 }
 

@@ -258,9 +258,9 @@ template <typename T>
 cudaError_t launch_gather(const PrefillParams& p, int padded_dim, cudaStream_t stream) {
   const int grid = p.sm_count * 4;
   const int bytes = (p.sequence_end - p.sequence_begin + 1) * 8;
-  if (padded_dim == 64) return launch(true, gather_kernel<T, 64>, grid, threads, bytes, stream, p);
-  if (padded_dim == 128) return launch(true, gather_kernel<T, 128>, grid, threads, bytes, stream, p);
-  return launch(true, gather_kernel<T, 256>, grid, threads, bytes, stream, p);
+  if (padded_dim == 64) return launch(false, gather_kernel<T, 64>, grid, threads, bytes, stream, p);
+  if (padded_dim == 128) return launch(false, gather_kernel<T, 128>, grid, threads, bytes, stream, p);
+  return launch(false, gather_kernel<T, 256>, grid, threads, bytes, stream, p);
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "attention-prefill.cuh"
+#include "launch.cuh"
 
 namespace kvs {
 namespace {
@@ -158,9 +159,10 @@ bool attention_supports(const AttentionArgs& args) {
   const uint32_t group = args.heads / args.kv_heads;
   const uint32_t units = args.kv_heads * ((group + 15) / 8);
   const uint64_t tiles = static_cast<uint64_t>(args.max_context) / 8 + 1;
-  return is_half && args.kv_dtype == args.compute_dtype && args.compute_capability >= 80 && args.head_dim % 16 == 0 &&
-         args.head_dim <= 256 && args.rotary_dim % 16 == 0 && args.scale > 0 && args.block_tokens >= 8 &&
-         args.block_stride_bytes % 16 == 0 && args.sequence_count <= decode_sequences_max &&
+  const bool has_room = args.head_dim <= 128 || shared_bytes_per_block(args.compute_capability) >= 160 * 1024;
+  return is_half && has_room && args.kv_dtype == args.compute_dtype && args.compute_capability >= 80 &&
+         args.head_dim % 16 == 0 && args.head_dim <= 256 && args.rotary_dim % 16 == 0 && args.scale > 0 &&
+         args.block_tokens >= 8 && args.block_stride_bytes % 16 == 0 && args.sequence_count <= decode_sequences_max &&
          args.sequence_count * static_cast<uint64_t>(units) <= decode_units_max &&
          args.sequence_count * units * tiles < (1ull << 31);
 }

@@ -69,7 +69,7 @@ struct RingPosition {
 
 template <typename Shape>
 __device__ void fetch_tile(const CUtensorMap& map, uint32_t to, int row, uint32_t full) {
-  barrier_expect(full, Shape::tile_bytes);
+  mbarrier_expect(full, Shape::tile_bytes);
 #pragma unroll
   for (int panel = 0; panel < Shape::panels; ++panel) copy_tile(to + panel * panel_bytes, map, panel * 64, row, full);
 }
@@ -84,22 +84,22 @@ __device__ void produce(const PrefillParams& p, const Maps& maps, const Pipeline
   while (true) {
     const int next = atomicAdd(&p.plan->next_item, 1);
     const bool is_end = next >= tile_count * p.units();
-    barrier_wait(pipeline.item_empty(slot.at), slot.parity ^ 1);
+    mbarrier_wait(pipeline.item_empty(slot.at), slot.parity ^ 1);
     pipeline.items[slot.at] = is_end ? -1 : next;
-    barrier_arrive(pipeline.item_full(slot.at));
+    mbarrier_arrive(pipeline.item_full(slot.at));
     slot.advance();
     if (is_end) return;
     const PrefillItem item = prefill_item(p, next, tile_count);
     const int row = item.kv_head * p.key_capacity + item.tile.key_shift;
     for (int block = item.tile.block_end - 1; block >= item.tile.block_begin - 1; --block) {
       if (block >= item.tile.block_begin) {
-        barrier_wait(pipeline.keys_empty(key_stage.at), key_stage.parity ^ 1);
+        mbarrier_wait(pipeline.keys_empty(key_stage.at), key_stage.parity ^ 1);
         fetch_tile<Shape>(maps.keys, pipeline.keys + key_stage.at * Shape::tile_bytes, row + block * key_block,
                           pipeline.keys_full(key_stage.at));
         key_stage.advance();
       }
       if (block + 1 < item.tile.block_end) {
-        barrier_wait(pipeline.values_empty(value_stage.at), value_stage.parity ^ 1);
+        mbarrier_wait(pipeline.values_empty(value_stage.at), value_stage.parity ^ 1);
         fetch_tile<Shape>(maps.values, pipeline.values + value_stage.at * Shape::tile_bytes,
                           row + (block + 1) * key_block, pipeline.values_full(value_stage.at));
         value_stage.advance();
@@ -268,44 +268,44 @@ __device__ __forceinline__ void attend_item(const PrefillParams& p, const Prefil
   for (int i = 0; i < Shape::out_values; ++i) state.out[i] = 0.0f;
 
   int block = item.tile.block_end - 1;
-  barrier_wait(pipeline.keys_full(key_stage.at), key_stage.parity);
+  mbarrier_wait(pipeline.keys_full(key_stage.at), key_stage.parity);
   take_turn(group);
   multiply_keys<Shape>(query, pipeline.keys + key_stage.at * Shape::tile_bytes, score);
   pass_turn(group);
   products_wait<0>();
   keep_in_place(score);
-  if (is_speaker) barrier_arrive(pipeline.keys_empty(key_stage.at));
+  if (is_speaker) mbarrier_arrive(pipeline.keys_empty(key_stage.at));
   key_stage.advance();
   if (!plain.has(block)) mask_scores(p, item, first_row, block * key_block, score);
   softmax<Shape>(score, state, p.scale_log2, factor);
   pack_weights<Shape>(score, weight);
 
   for (--block; block >= item.tile.block_begin; --block) {
-    barrier_wait(pipeline.keys_full(key_stage.at), key_stage.parity);
+    mbarrier_wait(pipeline.keys_full(key_stage.at), key_stage.parity);
     take_turn(group);
     multiply_keys<Shape>(query, pipeline.keys + key_stage.at * Shape::tile_bytes, score);
-    barrier_wait(pipeline.values_full(value_stage.at), value_stage.parity);
+    mbarrier_wait(pipeline.values_full(value_stage.at), value_stage.parity);
     multiply_values<Shape>(weight, pipeline.values + value_stage.at * Shape::tile_bytes, state.out);
     pass_turn(group);
     products_wait<1>();
     keep_in_place(score);
-    if (is_speaker) barrier_arrive(pipeline.keys_empty(key_stage.at));
+    if (is_speaker) mbarrier_arrive(pipeline.keys_empty(key_stage.at));
     key_stage.advance();
     if (!plain.has(block)) mask_scores(p, item, first_row, block * key_block, score);
     softmax<Shape>(score, state, p.scale_log2, factor);
     products_wait<0>();
     keep_in_place(state.out);
     keep_in_place(weight);
-    if (is_speaker) barrier_arrive(pipeline.values_empty(value_stage.at));
+    if (is_speaker) mbarrier_arrive(pipeline.values_empty(value_stage.at));
     value_stage.advance();
     scale_output<Shape>(state, factor);
     pack_weights<Shape>(score, weight);
   }
-  barrier_wait(pipeline.values_full(value_stage.at), value_stage.parity);
+  mbarrier_wait(pipeline.values_full(value_stage.at), value_stage.parity);
   multiply_values<Shape>(weight, pipeline.values + value_stage.at * Shape::tile_bytes, state.out);
   products_wait<0>();
   keep_in_place(state.out);
-  if (is_speaker) barrier_arrive(pipeline.values_empty(value_stage.at));
+  if (is_speaker) mbarrier_arrive(pipeline.values_empty(value_stage.at));
   value_stage.advance();
 #pragma unroll
   for (int j = 0; j < 2; ++j) {
@@ -371,10 +371,10 @@ __device__ void consume(const PrefillParams& p, const Pipeline& pipeline, char* 
   const int tile_count = p.plan->tile_count;
   if (group == 1) pass_turn(group);
   while (true) {
-    barrier_wait(pipeline.item_full(slot.at), slot.parity);
+    mbarrier_wait(pipeline.item_full(slot.at), slot.parity);
     const int next = pipeline.items[slot.at];
     __syncwarp();
-    if (threadIdx.x % 32 == 0) barrier_arrive(pipeline.item_empty(slot.at));
+    if (threadIdx.x % 32 == 0) mbarrier_arrive(pipeline.item_empty(slot.at));
     slot.advance();
     if (next < 0) break;
     const PrefillItem item = prefill_item(p, next, tile_count);
@@ -414,14 +414,14 @@ __global__ void __launch_bounds__(threads, 1)
     prefetch_map(maps.keys);
     prefetch_map(maps.values);
     for (int s = 0; s < stages; ++s) {
-      barrier_init(pipeline.keys_full(s), 1);
-      barrier_init(pipeline.values_full(s), 1);
-      barrier_init(pipeline.keys_empty(s), consumers * 4);
-      barrier_init(pipeline.values_empty(s), consumers * 4);
+      mbarrier_init(pipeline.keys_full(s), 1);
+      mbarrier_init(pipeline.values_full(s), 1);
+      mbarrier_init(pipeline.keys_empty(s), consumers * 4);
+      mbarrier_init(pipeline.values_empty(s), consumers * 4);
     }
     for (int s = 0; s < item_slots; ++s) {
-      barrier_init(pipeline.item_full(s), 1);
-      barrier_init(pipeline.item_empty(s), consumers * 4);
+      mbarrier_init(pipeline.item_full(s), 1);
+      mbarrier_init(pipeline.item_empty(s), consumers * 4);
     }
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     fence_async_proxy();
@@ -478,7 +478,7 @@ cudaError_t launch_tiles(const PrefillParams& p, kvs_dtype dtype, const Attentio
       !encode_map(&maps.values, p.values, rows, Shape::D, dtype)) {
     return cudaErrorInvalidValue;
   }
-  return launch(true, hopper_prefill_kernel<Shape>, args.sm_count, threads, Shape::shared_bytes, args.stream, p, maps);
+  return launch(false, hopper_prefill_kernel<Shape>, args.sm_count, threads, Shape::shared_bytes, args.stream, p, maps);
 }
 
 template <typename T>

@@ -42,7 +42,7 @@ template <>
 __device__ __forceinline__ uint32_t e4m3_pair<__nv_bfloat16>(uint32_t upper) {
   const uint32_t bits = (upper & 0x80008000u) | (upper & 0x7f007f00u) >> 4;
   uint32_t pair;
-  asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(pair) : "r"(bits), "r"(0x7b807b80u));  // 2^120
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(pair) : "r"(bits), "r"(0x7b807b80u), "r"(0x80008000u));  // 2^120, -0
   return pair;
 }
 template <>
@@ -79,6 +79,8 @@ struct SkinnyParams {
   int slices;        // of K; blocks of the same slice are neighbours
   int slice_blocks;  // thread blocks of a slice
   int k_units;       // of K, of unit_values each
+  int chunk_units;   // of K, whose x is in shared memory at once
+  int flag_bytes;
   bool is_accumulating;
   bool is_f32_out;
   float* partials;  // (slice, tile, row, 16 outputs)

@@ -13,29 +13,9 @@ namespace kvs {
 
 // ---- mbarriers --------------------------------------------------------------------------------------
 
-__device__ __forceinline__ void barrier_init(uint32_t barrier, int arrivals) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
-}
-__device__ __forceinline__ void barrier_arrive(uint32_t barrier) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
-}
 /** Arrives and expects so many bytes from the copy engine in this phase. */
-__device__ __forceinline__ void barrier_expect(uint32_t barrier, int bytes) {
+__device__ __forceinline__ void mbarrier_expect(uint32_t barrier, int bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
-}
-/** Until the phase of this parity is over. */
-__device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) {
-  asm volatile(
-      "{\n"
-      ".reg .pred done;\n"
-      "again:\n"
-      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-      "@done bra over;\n"
-      "bra again;\n"
-      "over:\n"
-      "}" ::"r"(barrier),
-      "r"(parity)
-      : "memory");
 }
 /** A barrier of `threads` threads of the block by number. */
 __device__ __forceinline__ void named_sync(int number, int threads) {

@@ -1,0 +1,270 @@
+// Checks the products of few rows against double arithmetic over odd shapes, then times them against the bytes of their
+// weights. Builds alone with nvcc: see run.sh. Arguments: seed, "check" or "time" (default both).
+
+#include <cmath>
+#include <cstring>
+#include <memory>
+#include <random>
+#include <string>
+
+#include "../../sidecar/native/cuda/skinny-matmul.h"
+#include "gpu-bench.cuh"
+
+namespace {
+
+using bench::Device;
+
+struct Shape {
+  uint32_t rows;
+  uint32_t outputs;
+  uint32_t inputs;
+  kvs_dtype x_dtype = KVS_BF16;
+  kvs_dtype weight_dtype = KVS_BF16;
+  kvs_dtype y_dtype = KVS_BF16;
+  bool has_bias = false;
+  bool is_accumulating = false;
+};
+
+double half_value(uint16_t bits, kvs_dtype dtype) {
+  if (dtype == KVS_F16) {
+    __half half;
+    std::memcpy(&half, &bits, 2);
+    return __half2float(half);
+  }
+  const uint32_t wide = static_cast<uint32_t>(bits) << 16;
+  float value;
+  std::memcpy(&value, &wide, 4);
+  return value;
+}
+
+__host__ __device__ float e4m3_value(uint8_t bits) {
+  const int exponent = bits >> 3 & 15;
+  const float magnitude = exponent == 0 ? (bits & 7) * 0.001953125f : (1 + (bits & 7) / 8.0f) * exp2f(exponent - 7.0f);
+  return bits & 0x80 ? -magnitude : magnitude;
+}
+
+/** Random bytes, no NaN. */
+__global__ void fill_e4m3(uint8_t* to, uint64_t count, uint64_t seed) {
+  const uint64_t step = static_cast<uint64_t>(gridDim.x) * blockDim.x;
+  for (uint64_t i = static_cast<uint64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += step) {
+    const uint8_t byte = static_cast<uint8_t>(bench::mix(seed * 77777777777ull + i));
+    to[i] = (byte & 0x7f) == 0x7f ? 0x33 : byte;
+  }
+}
+
+__device__ double weight_value(const void* weight, kvs_dtype dtype, uint64_t at) {
+  if (dtype == KVS_F8E4M3) return e4m3_value(static_cast<const uint8_t*>(weight)[at]);
+  if (dtype == KVS_F16) return __half2float(static_cast<const __half*>(weight)[at]);
+  return __bfloat162float(static_cast<const __nv_bfloat16*>(weight)[at]);
+}
+
+__global__ void reference_product(double* y, const kvs::SkinnyMatmulArgs a) {
+  const uint64_t i = static_cast<uint64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (i >= static_cast<uint64_t>(a.rows) * a.outputs) return;
+  const uint64_t output = i % a.outputs;
+  const uint64_t row = i / a.outputs;
+  double sum = 0;
+  for (uint64_t k = 0; k < a.inputs; ++k) {
+    sum += weight_value(a.x, a.x_dtype, row * a.inputs + k) *
+           weight_value(a.weight, a.weight_dtype, output * a.inputs + k);
+  }
+  if (a.weight_dtype == KVS_F8E4M3) sum *= a.scales[output];
+  y[i] = sum + (a.bias == nullptr ? 0 : a.bias[output]);
+}
+
+/** One product with `copies` weights, so that the cache does not serve them. */
+class Problem {
+ public:
+  Problem(const Shape& shape, uint64_t seed, int copies = 1)
+      : shape_(shape),
+        weight_bytes_(static_cast<uint64_t>(shape.outputs) * shape.inputs * (shape.weight_dtype == KVS_F8E4M3 ? 1 : 2)),
+        x_(static_cast<uint64_t>(shape.rows) * shape.inputs),
+        weight_(weight_bytes_ * copies),
+        scales_(shape.outputs),
+        bias_(shape.outputs),
+        y_(static_cast<uint64_t>(shape.rows) * shape.outputs * 4),
+        workspace_(kvs::skinny_matmul_workspace_bytes(132)) {
+    const uint64_t weights = static_cast<uint64_t>(shape.outputs) * shape.inputs * copies;
+    fill(x_.get(), x_.count(), shape.x_dtype, seed, 1.0f);
+    if (shape.weight_dtype == KVS_F8E4M3) {
+      fill_e4m3<<<4096, 256>>>(reinterpret_cast<uint8_t*>(weight_.get()), weights, seed + 1);
+    } else {
+      fill(reinterpret_cast<uint16_t*>(weight_.get()), weights, shape.weight_dtype, seed + 1, 0.02f);
+    }
+    bench::randomize(scales_.get(), shape.outputs, seed + 2, 0.01f);
+    bench::randomize(bias_.get(), shape.outputs, seed + 3);
+    workspace_.fill_bytes(0);
+  }
+
+  kvs::SkinnyMatmulArgs args(int copy = 0) const {
+    kvs::SkinnyMatmulArgs a = {};
+    a.y = y_.get();
+    a.x = x_.get();
+    a.weight = weight_.get() + weight_bytes_ * copy;
+    a.scales = scales_.get();
+    a.bias = shape_.has_bias ? bias_.get() : nullptr;
+    a.y_dtype = shape_.y_dtype;
+    a.x_dtype = shape_.x_dtype;
+    a.weight_dtype = shape_.weight_dtype;
+    a.rows = shape_.rows;
+    a.outputs = shape_.outputs;
+    a.inputs = shape_.inputs;
+    a.is_accumulating = shape_.is_accumulating;
+    a.workspace = workspace_.get();
+    a.workspace_bytes = workspace_.count();
+    cudaDeviceProp properties;
+    BENCH_CHECK(cudaGetDeviceProperties(&properties, 0));
+    a.sm_count = properties.multiProcessorCount;
+    a.compute_capability = properties.major * 10 + properties.minor;
+    return a;
+  }
+  Device<char>& y() { return y_; }
+
+  double y_value(const std::vector<char>& y, uint64_t i) const {
+    if (shape_.y_dtype == KVS_F32) return reinterpret_cast<const float*>(y.data())[i];
+    return half_value(reinterpret_cast<const uint16_t*>(y.data())[i], shape_.y_dtype);
+  }
+  /** y before the product: random when it is added to, else NaN. */
+  void prepare_y() {
+    y_.fill_bytes(0xff);
+    if (!shape_.is_accumulating) return;
+    if (shape_.y_dtype == KVS_F32) {
+      bench::randomize(reinterpret_cast<float*>(y_.get()), y_.count() / 4, 99);
+    } else {
+      fill(reinterpret_cast<uint16_t*>(y_.get()), y_.count() / 4, shape_.y_dtype, 99, 1.0f);
+    }
+  }
+
+ private:
+  static void fill(uint16_t* to, uint64_t count, kvs_dtype dtype, uint64_t seed, float deviation) {
+    if (dtype == KVS_F16) {
+      bench::randomize(reinterpret_cast<__half*>(to), count, seed, deviation);
+    } else {
+      bench::randomize(reinterpret_cast<__nv_bfloat16*>(to), count, seed, deviation);
+    }
+  }
+
+  Shape shape_;
+  uint64_t weight_bytes_;
+  Device<uint16_t> x_;
+  Device<char> weight_;
+  Device<float> scales_;
+  Device<float> bias_;
+  Device<char> y_;
+  Device<char> workspace_;
+};
+
+void check_case(const Shape& shape, uint64_t seed) {
+  Problem problem(shape, seed);
+  const kvs::SkinnyMatmulArgs a = problem.args();
+  if (!kvs::skinny_matmul_supports(a)) {
+    std::printf("      (%u, %u, %u) is left to the library\n", shape.rows, shape.outputs, shape.inputs);
+    return;
+  }
+  const uint64_t count = static_cast<uint64_t>(shape.rows) * shape.outputs;
+  Device<double> expected(count);
+  reference_product<<<static_cast<uint32_t>((count + 127) / 128), 128>>>(expected.get(), a);
+  problem.prepare_y();
+  const std::vector<char> before = problem.y().host();
+  BENCH_CHECK(kvs::skinny_matmul(a));
+  BENCH_CHECK(cudaDeviceSynchronize());
+  const std::vector<char> got = problem.y().host();
+  problem.prepare_y();
+  BENCH_CHECK(kvs::skinny_matmul(a));
+  BENCH_CHECK(cudaDeviceSynchronize());
+  bench::expect(got == problem.y().host(), "a second run gives other bits");
+  const std::vector<double> want = expected.host();
+  double worst = 0;
+  for (uint32_t row = 0; row < shape.rows; ++row) {
+    double error = 0, norm = 0;
+    for (uint64_t i = static_cast<uint64_t>(row) * shape.outputs; i < (row + 1ull) * shape.outputs; ++i) {
+      const double reference = want[i] + (shape.is_accumulating ? problem.y_value(before, i) : 0);
+      const double difference = problem.y_value(got, i) - reference;
+      error += difference * difference;
+      norm += reference * reference;
+    }
+    if (!(std::sqrt(error / norm) <= worst)) worst = std::sqrt(error / norm);
+  }
+  const double limit = shape.y_dtype == KVS_F32 ? 1e-5 : shape.y_dtype == KVS_F16 ? 1e-3 : 5e-3;
+  if (!(worst <= limit)) ++bench::failures;
+  std::printf("%s (%u, %u, %u) x %u w %u y %u%s%s: %.1e\n", worst <= limit ? "ok   " : "WRONG", shape.rows,
+              shape.outputs, shape.inputs, shape.x_dtype, shape.weight_dtype, shape.y_dtype,
+              shape.has_bias ? " bias" : "", shape.is_accumulating ? " added" : "", worst);
+}
+
+void check_all(uint64_t seed) {
+  for (const uint32_t rows : {1u, 3u, 4u, 5u, 8u, 9u, 16u, 17u, 32u, 33u, 64u}) {
+    check_case({rows, 4096, 4096}, seed + rows);
+    check_case({rows, 5120, 13824, KVS_BF16, KVS_BF16, KVS_BF16, false, true}, seed + rows + 1);
+    check_case({rows, 1000, 1024, KVS_F16, KVS_F16, KVS_F16, true, false}, seed + rows + 2);
+    check_case({rows, 32003, 512, KVS_BF16, KVS_BF16, KVS_F32, true, true}, seed + rows + 3);
+    check_case({rows, 24, 128, KVS_BF16, KVS_BF16, KVS_F32}, seed + rows + 4);
+    check_case({rows, 4096, 14336, KVS_BF16, KVS_F8E4M3, KVS_F32}, seed + rows + 5);
+    check_case({rows, 6144, 4096, KVS_F16, KVS_F8E4M3, KVS_F16, true, true}, seed + rows + 6);
+    check_case({rows, 288, 768, KVS_BF16, KVS_BF16, KVS_F32, false, false}, seed + rows + 7);
+  }
+}
+
+void time_case(const Shape& shape, double copy_rate) {
+  const uint64_t bytes =
+      static_cast<uint64_t>(shape.outputs) * shape.inputs * (shape.weight_dtype == KVS_F8E4M3 ? 1 : 2);
+  const int copies = static_cast<int>(std::max<uint64_t>(4, (600ull << 20) / bytes));
+  const Problem problem(shape, 5, copies);
+  const Device<float> small(1);
+  if (!kvs::skinny_matmul_supports(problem.args())) return;
+  const auto enqueue = [&](int copy, cudaStream_t stream) {
+    kvs::SkinnyMatmulArgs a = problem.args(copy);
+    a.stream = stream;
+    BENCH_CHECK(kvs::skinny_matmul(a));
+  };
+  const float chain = bench::time_graph_us([&](cudaStream_t s) {
+                        for (int c = 0; c < copies; ++c) enqueue(c, s);
+                      }) /
+                      copies;
+  const float between = bench::time_graph_us([&](cudaStream_t s) {
+                          for (int c = 0; c < copies; ++c) {
+                            bench::small_kernel<<<8, 32, 0, s>>>(small.get());
+                            enqueue(c, s);
+                          }
+                        }) /
+                        copies;
+  const float smalls = bench::time_graph_us([&](cudaStream_t s) {
+                         for (int c = 0; c < copies; ++c) bench::small_kernel<<<8, 32, 0, s>>>(small.get());
+                       }) /
+                       copies;
+  const double floor_us = static_cast<double>(bytes) / copy_rate / 1e6;
+  std::printf(
+      "%s rows %2u  %6u x %5u  %6.1f MB  floor %6.1f us  chain %6.1f us %5.2f TB/s (%3.0f%%)  after a small kernel "
+      "%6.1f us"
+      " %5.2f TB/s\n",
+      shape.weight_dtype == KVS_F8E4M3 ? "fp8 " : "bf16", shape.rows, shape.outputs, shape.inputs,
+      static_cast<double>(bytes) / 1e6, floor_us, chain, static_cast<double>(bytes) / chain / 1e6,
+      100 * floor_us / chain, between - smalls, static_cast<double>(bytes) / (between - smalls) / 1e6);
+}
+
+void time_all() {
+  const double copy_rate = bench::copy_bandwidth();
+  const uint32_t sizes[][2] = {{28672, 4096}, {4096, 14336}, {6144, 4096}, {4096, 4096},  {27648, 5120}, {15360, 5120},
+                               {5120, 13824}, {5120, 5120},  {7168, 5120}, {5120, 27648}, {128256, 4096}};
+  for (const uint32_t rows : {1u, 4u, 8u, 16u, 32u, 64u}) {
+    for (const auto& size : sizes) time_case({rows, size[0], size[1]}, copy_rate);
+  }
+  for (const uint32_t rows : {1u, 16u}) {
+    for (const auto& size : sizes) time_case({rows, size[0], size[1], KVS_BF16, KVS_F8E4M3}, copy_rate);
+  }
+}
+
+}  // namespace
+
+int main(int argument_count, char** arguments) {
+  const uint64_t seed = argument_count > 1 ? std::strtoull(arguments[1], nullptr, 10) : std::random_device{}();
+  const std::string mode = argument_count > 2 ? arguments[2] : "both";
+  bench::print_device();
+  std::printf("seed %llu\n", static_cast<unsigned long long>(seed));
+  if (mode != "time") {
+    check_all(seed);
+    std::printf("%d failures\n", bench::failures);
+  }
+  if (mode != "check") time_all();
+  return bench::failures == 0 ? 0 : 1;
+}
