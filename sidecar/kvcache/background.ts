@@ -59,6 +59,7 @@ export class Background {
   flush(nowMs: number): boolean {
     const { host, disk } = this.residency.tiers;
     if (host === null || disk === null || !disk.isOn(nowMs)) return false;
+    this.#isActive = false;
     this.#writeIdle(nowMs, 0);
     return this.residency.movesInFlight > 0 || this.#isActive;
   }
