@@ -150,7 +150,7 @@ class Run {
     const uint32_t qkv_size = q_size + 2 * case_.kv_heads * case_.head_dim;
     const kvs_dtype dtype = config_.compute_dtype;
     const std::vector<float> qkv = rounded(normal(context_.random, size_t{rows} * qkv_size), dtype);
-    const std::vector<float> q = rounded(normal(context_.random, size_t{rows} * q_size, 2.0f), dtype);
+    const std::vector<float> q = rounded(normal(context_.random, size_t{rows} * q_size), dtype);
     const std::vector<float> q_norm = normal(context_.random, case_.head_dim);
     const std::vector<float> k_norm = normal(context_.random, case_.head_dim);
     const auto run = [&](Side& side, std::vector<float>& q_out) {
@@ -177,7 +177,7 @@ class Run {
     Limits limits = limits_of(dtype, config_.max_positions);
     if (dtype == KVS_F32 && config_.kv_dtype != KVS_F32) limits.row_error = 1e-3;
     if (dtype == KVS_F16 && config_.kv_dtype == KVS_BF16) limits = {5e-3, 32.0};
-    context_.report.rows("attention", of_case, dtype, y, reference, case_.head_dim, limits);
+    context_.report.rows("attention", of_case, dtype, y, reference, q_size, limits);
   }
 
   /** Layer 1 of all blocks as the host tier gets them. */

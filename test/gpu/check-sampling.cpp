@@ -162,17 +162,18 @@ class Run {
       const bool is_drawn = s.temperature > 0.0f && a.token >= 0 && b.token >= 0;
       context_.report.that("sample: only drawn tokens may differ", of_case, is_drawn);
     } else {
-      context_.report.that("sample: logprob", of_case,
-                           std::fabs(a.logprob - b.logprob) <= 1e-4f * (1.0f + std::fabs(b.logprob)));
+      context_.report.that("sample: logprob", of_case, is_near(a.logprob, b.logprob));
     }
     bool is_same_top = a.top_count == b.top_count;
     for (int32_t i = 0; is_same_top && i < a.top_count; ++i) {
-      is_same_top = a.top_ids[i] == b.top_ids[i] &&
-                    std::fabs(a.top_logprobs[i] - b.top_logprobs[i]) <= 1e-4f * (1.0f + std::fabs(b.top_logprobs[i]));
+      is_same_top = a.top_ids[i] == b.top_ids[i] && is_near(a.top_logprobs[i], b.top_logprobs[i]);
     }
     context_.report.that("sample: top logprobs",
                          text("row %u count %d, cpu %d; ", row, a.top_count, b.top_count) + of_case, is_same_top);
   }
+
+  /** Also of two infinities. */
+  static bool is_near(float a, float b) { return a == b || std::fabs(a - b) <= 1e-4f * (1.0f + std::fabs(b)); }
 
   Context& context_;
   const uint32_t vocab_size_;

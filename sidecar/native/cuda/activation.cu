@@ -4,6 +4,8 @@
 
 #include "device.h"
 #include "dtype.h"
+#include "launch.cuh"
+#include "warp-tensor.cuh"
 
 namespace kvs {
 
@@ -25,6 +27,8 @@ struct Gelu {
 template <class Activation, class Element, class T>
 __global__ void activation_kernel(T* y, const T* x, uint32_t size) {
   constexpr uint32_t width = sizeof(Element) / sizeof(T);
+  wait_for_previous_kernels();
+  let_next_kernel_start();
   const uint32_t i = blockIdx.x * threads + threadIdx.x;
   if (i >= size) return;
   const uint64_t row = blockIdx.y;
@@ -42,19 +46,16 @@ __global__ void activation_kernel(T* y, const T* x, uint32_t size) {
 }
 
 template <class Activation, class T>
-void launch(T* y, const T* x, uint32_t row_count, uint32_t size, cudaStream_t stream) {
+void launch_activation(T* y, const T* x, uint32_t row_count, uint32_t size, cudaStream_t stream, const char* name) {
   constexpr uint32_t rows_max = 65535;  // of a grid
   const bool has_vectors = size % Vector<T>::size == 0 && is_aligned(x, 16) && is_aligned(y, 16);
   const uint32_t elements = has_vectors ? size / Vector<T>::size : size;
+  const auto kernel = has_vectors ? activation_kernel<Activation, Vector<T>, T> : activation_kernel<Activation, T, T>;
   for (uint32_t row = 0; row < row_count; row += rows_max) {
     const dim3 grid((elements + threads - 1) / threads, std::min(rows_max, row_count - row));
     T* to = y + static_cast<uint64_t>(row) * size;
     const T* from = x + static_cast<uint64_t>(row) * Activation::inputs * size;
-    if (has_vectors) {
-      activation_kernel<Activation, Vector<T>><<<grid, threads, 0, stream>>>(to, from, elements);
-    } else {
-      activation_kernel<Activation, T><<<grid, threads, 0, stream>>>(to, from, elements);
-    }
+    check_cuda(launch(true, kernel, grid, threads, 0, stream, to, from, elements), name);
   }
 }
 
@@ -68,9 +69,9 @@ kvs_status activate(kvs_device* device, uint64_t y, uint64_t x, uint32_t row_cou
         d.device_memory(x, d.compute_bytes(row_count, static_cast<uint64_t>(Activation::inputs) * size), "x");
     with_type(d.config.compute_dtype, [&](auto type) {
       using T = decltype(type);
-      launch<Activation>(reinterpret_cast<T*>(to), reinterpret_cast<const T*>(from), row_count, size, d.compute);
+      launch_activation<Activation>(reinterpret_cast<T*>(to), reinterpret_cast<const T*>(from), row_count, size,
+                                    d.compute, name);
     });
-    check_launch(name);
   });
 }
 

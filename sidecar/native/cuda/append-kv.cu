@@ -1,11 +1,14 @@
-// kvs_append_kv: a warp for each head of each row. Keys are turned by their offset in the block, so that a block can
-// be read at any base position (CachedAttention, section 3.4; here split into base and offset).
+// kvs_append_kv: keys are turned by their offset in the block, so that a block can be read at any base position
+// (CachedAttention, section 3.4; here split into base and offset). Heads of usual sizes go by 16 bytes a lane, a head
+// to a power of two of lanes; the rest, and KV of another type, element by element.
 
 #include <algorithm>
 
 #include "block-reduce.cuh"
 #include "device.h"
 #include "dtype.h"
+#include "launch.cuh"
+#include "warp-tensor.cuh"
 
 namespace kvs {
 
@@ -30,6 +33,111 @@ struct AppendKvArgs {
   uint32_t rotary_dim;
   uint32_t block_tokens;
 };
+
+/** Where a head of a row goes, and what happens to it on the way. */
+struct HeadPlan {
+  const float* norm;  // null: none
+  bool is_turned;
+  uint32_t offset;  // in the block
+  uint64_t to;      // element of q, or of the block's layer
+  bool is_q;
+  bool is_stored;
+  char* layer;  // of the block
+};
+
+/** index: q heads, then k heads, then v heads. The row is not padding. */
+__device__ HeadPlan plan_head(uint32_t row, uint32_t index, int32_t sequence, const AppendKvArgs& args) {
+  HeadPlan plan{};
+  plan.is_q = index < args.heads;
+  if (plan.is_q) {
+    plan.norm = args.q_norm;
+    plan.is_stored = true;
+    plan.to = (static_cast<uint64_t>(row) * args.heads + index) * args.head_dim;
+    return plan;
+  }
+  const bool is_k = index < args.heads + args.kv_heads;
+  const uint32_t position = static_cast<uint32_t>(args.step.row_position[row]);
+  const int32_t block =
+      args.step.block_table[args.step.sequences[sequence].table_begin + position / args.block_tokens];
+  plan.norm = is_k ? args.k_norm : nullptr;
+  plan.is_turned = is_k && args.rotary_dim != 0;
+  plan.offset = position % args.block_tokens;
+  plan.is_stored = block >= 0;
+  // [K|V][kv head][token][head_dim]: v heads follow k heads in both layouts.
+  plan.to = (static_cast<uint64_t>(index - args.heads) * args.block_tokens + plan.offset) * args.head_dim;
+  plan.layer = args.kv + static_cast<uint64_t>(max(block, 0)) * args.block_stride_bytes;
+  return plan;
+}
+
+// ---- 16 bytes a lane -----------------------------------------------------------------------------------------
+
+constexpr uint32_t width = 8;  // values of a lane
+
+/** Pairs (i, i + rotary_dim / 2) of a head spread over lanes of `width` values, turned by the angles of `position`.
+ */
+template <uint32_t lanes>
+__device__ void turn_lanes(float (&values)[width], uint32_t lane, uint32_t position, const AppendKvArgs& args) {
+  const uint32_t half_lanes = args.rotary_dim / 2 / width;
+  const bool is_first = lane < half_lanes;
+  const uint32_t partner = is_first ? lane + half_lanes : lane - half_lanes;
+  float others[width];
+#pragma unroll
+  for (uint32_t k = 0; k < width; ++k) others[k] = __shfl_sync(full_warp, values[k], partner, lanes);
+  if (lane >= 2 * half_lanes) return;
+  const uint64_t at = static_cast<uint64_t>(position) * (args.rotary_dim / 2) + (is_first ? lane : partner) * width;
+  const float sign = is_first ? -1.0f : 1.0f;
+#pragma unroll
+  for (uint32_t k = 0; k < width; ++k) {
+    values[k] = values[k] * args.rope_cosine[at + k] + sign * others[k] * args.rope_sine[at + k];
+  }
+}
+
+template <uint32_t lanes>
+__device__ void norm_lanes(float (&values)[width], uint32_t lane, const float* weight, const AppendKvArgs& args) {
+  float squares = 0.0f;
+#pragma unroll
+  for (uint32_t k = 0; k < width; ++k) squares = fmaf(values[k], values[k], squares);
+  for (uint32_t offset = lanes / 2; offset > 0; offset /= 2) squares += __shfl_xor_sync(full_warp, squares, offset);
+  if (weight == nullptr || lane * width >= args.head_dim) return;
+  const float scale = 1.0f / sqrtf(squares / static_cast<float>(args.head_dim) + args.epsilon);
+#pragma unroll
+  for (uint32_t k = 0; k < width; ++k) values[k] *= scale * weight[lane * width + k];
+}
+
+template <class T, uint32_t lanes>
+__global__ void __launch_bounds__(threads)
+    append_kv_vectors_kernel(T* q, const T* qkv, const __grid_constant__ AppendKvArgs args) {
+  wait_for_previous_kernels();
+  let_next_kernel_start();
+  const uint32_t row = blockIdx.x;
+  const int32_t sequence = args.step.row_sequence[row];
+  if (sequence < 0) return;
+  const uint32_t head_count = args.heads + 2 * args.kv_heads;
+  const uint32_t index = blockIdx.y * (threads / lanes) + threadIdx.x / lanes;
+  const uint32_t lane = threadIdx.x % lanes;
+  const bool is_in_head = index < head_count && lane * width < args.head_dim;
+  // Lanes past the end take part in the shuffles.
+  const HeadPlan plan = plan_head(row, min(index, head_count - 1), sequence, args);
+  const uint64_t from = (static_cast<uint64_t>(row) * head_count + index) * args.head_dim + lane * width;
+  Vector<T> vector = is_in_head ? *reinterpret_cast<const Vector<T>*>(qkv + from) : Vector<T>{};
+  if (args.q_norm != nullptr || args.k_norm != nullptr || args.rotary_dim != 0) {
+    float values[width];
+#pragma unroll
+    for (uint32_t k = 0; k < width; ++k) values[k] = is_in_head ? to_float(vector.values[k]) : 0.0f;
+    norm_lanes<lanes>(values, lane, plan.norm, args);
+    float turned[width];
+#pragma unroll
+    for (uint32_t k = 0; k < width; ++k) turned[k] = values[k];
+    turn_lanes<lanes>(turned, lane, plan.offset, args);
+#pragma unroll
+    for (uint32_t k = 0; k < width; ++k) vector.values[k] = from_float<T>(plan.is_turned ? turned[k] : values[k]);
+  }
+  if (!is_in_head || !plan.is_stored) return;
+  T* to = (plan.is_q ? q : reinterpret_cast<T*>(plan.layer)) + plan.to + lane * width;
+  *reinterpret_cast<Vector<T>*>(to) = vector;
+}
+
+// ---- element by element --------------------------------------------------------------------------------------
 
 /** One warp: the head into `head`, RMS-normed when there is a weight. */
 template <class T>
@@ -69,33 +177,70 @@ __device__ void store_head(T* to, const float* head, uint32_t head_dim) {
 
 template <class T, class Kv>
 __global__ void __launch_bounds__(threads)
-    append_kv_kernel(T* q, const T* qkv, const __grid_constant__ AppendKvArgs args) {
+    append_kv_elements_kernel(T* q, const T* qkv, const __grid_constant__ AppendKvArgs args) {
   __shared__ float heads[warps][head_dim_max];
+  wait_for_previous_kernels();
+  let_next_kernel_start();
   const uint32_t row = blockIdx.x;
   const int32_t sequence = args.step.row_sequence[row];
   if (sequence < 0) return;
-  const uint32_t position = static_cast<uint32_t>(args.step.row_position[row]);
-  const int32_t block =
-      args.step.block_table[args.step.sequences[sequence].table_begin + position / args.block_tokens];
-  const uint32_t offset = position % args.block_tokens;
   const uint32_t head_count = args.heads + 2 * args.kv_heads;
+  const uint32_t index = blockIdx.y * warps + threadIdx.x / 32;
+  if (index >= head_count) return;
   float* head = heads[threadIdx.x / 32];
-  for (uint32_t index = blockIdx.y * warps + threadIdx.x / 32; index < head_count; index += gridDim.y * warps) {
-    const T* from = qkv + (static_cast<uint64_t>(row) * head_count + index) * args.head_dim;
-    const bool is_q = index < args.heads;
-    const bool is_k = !is_q && index < args.heads + args.kv_heads;
-    load_head(head, from, is_q ? args.q_norm : is_k ? args.k_norm : nullptr, args.head_dim, args.epsilon);
-    if (is_q) {
-      store_head(q + (static_cast<uint64_t>(row) * args.heads + index) * args.head_dim, head, args.head_dim);
-    } else if (block >= 0) {
-      if (is_k) turn_head(head, offset, args);
-      // [K|V][kv head][token][head_dim]: v heads follow k heads in both layouts.
-      Kv* layer = reinterpret_cast<Kv*>(args.kv + static_cast<uint64_t>(block) * args.block_stride_bytes);
-      const uint64_t token = static_cast<uint64_t>(index - args.heads) * args.block_tokens + offset;
-      store_head(layer + token * args.head_dim, head, args.head_dim);
-    }
-    __syncwarp();
+  const HeadPlan plan = plan_head(row, index, sequence, args);
+  const T* from = qkv + (static_cast<uint64_t>(row) * head_count + index) * args.head_dim;
+  load_head(head, from, plan.norm, args.head_dim, args.epsilon);
+  if (plan.is_turned) turn_head(head, plan.offset, args);
+  if (plan.is_q) {
+    store_head(q + plan.to, head, args.head_dim);
+  } else if (plan.is_stored) {
+    store_head(reinterpret_cast<Kv*>(plan.layer) + plan.to, head, args.head_dim);
   }
+}
+
+// ---- launchers -----------------------------------------------------------------------------------------------
+
+bool has_vectors(const kvs_device_config& c, const void* q, const void* qkv) {
+  return c.compute_dtype == c.kv_dtype && c.compute_dtype != KVS_F32 && c.head_dim % width == 0 &&
+         c.head_dim <= 32 * width && c.rotary_dim % (2 * width) == 0 && is_aligned(q, 16) && is_aligned(qkv, 16);
+}
+
+template <class T>
+cudaError_t launch_vectors(T* q, const T* qkv, uint32_t row_count, const AppendKvArgs& args, cudaStream_t stream) {
+  const uint32_t head_count = args.heads + 2 * args.kv_heads;
+  const auto launch_lanes = [&](auto kernel, uint32_t lanes) {
+    const uint32_t heads_of_block = threads / lanes;
+    const dim3 grid(row_count, (head_count + heads_of_block - 1) / heads_of_block);
+    return launch(true, kernel, grid, threads, 0, stream, q, qkv, args);
+  };
+  if (args.head_dim <= 8 * width) return launch_lanes(append_kv_vectors_kernel<T, 8>, 8);
+  if (args.head_dim <= 16 * width) return launch_lanes(append_kv_vectors_kernel<T, 16>, 16);
+  return launch_lanes(append_kv_vectors_kernel<T, 32>, 32);
+}
+
+template <class T, class Kv>
+cudaError_t launch_elements(T* q, const T* qkv, uint32_t row_count, const AppendKvArgs& args, cudaStream_t stream) {
+  const dim3 grid(row_count, (args.heads + 2 * args.kv_heads + warps - 1) / warps);
+  return launch(true, append_kv_elements_kernel<T, Kv>, grid, threads, 0, stream, q, qkv, args);
+}
+
+AppendKvArgs append_kv_args(const kvs_device& d, uint32_t layer, const float* q_norm, const float* k_norm,
+                            float epsilon) {
+  const kvs_device_config& c = d.config;
+  return {q_norm,
+          k_norm,
+          epsilon,
+          d.kv_layer(layer),
+          slot_bytes_of(c),
+          d.rope_cosine.as<const float>(),
+          d.rope_sine.as<const float>(),
+          d.step.arrays(),
+          c.heads,
+          c.kv_heads,
+          c.head_dim,
+          c.rotary_dim,
+          c.block_tokens};
 }
 
 }  // namespace
@@ -113,28 +258,24 @@ extern "C" kvs_status kvs_append_kv(kvs_device* device, uint64_t q, uint64_t qkv
     const uint64_t norm_bytes = c.head_dim * sizeof(float);
     char* q_data = d.device_memory(q, d.compute_bytes(row_count, q_size), "q");
     const char* qkv_data = d.device_memory(qkv, d.compute_bytes(row_count, qkv_size), "qkv");
-    const kvs::AppendKvArgs args{q_norm == 0 ? nullptr : d.device_memory<const float>(q_norm, norm_bytes, "q_norm"),
-                                 k_norm == 0 ? nullptr : d.device_memory<const float>(k_norm, norm_bytes, "k_norm"),
-                                 epsilon,
-                                 d.kv_layer(layer),
-                                 kvs::slot_bytes_of(c),
-                                 d.rope_cosine.as<const float>(),
-                                 d.rope_sine.as<const float>(),
-                                 d.step.arrays(),
-                                 c.heads,
-                                 c.kv_heads,
-                                 c.head_dim,
-                                 c.rotary_dim,
-                                 c.block_tokens};
-    const dim3 grid(row_count, (c.heads + 2 * c.kv_heads + kvs::warps - 1) / kvs::warps);
+    const float* q_weight = q_norm == 0 ? nullptr : d.device_memory<const float>(q_norm, norm_bytes, "q_norm");
+    const float* k_weight = k_norm == 0 ? nullptr : d.device_memory<const float>(k_norm, norm_bytes, "k_norm");
+    const kvs::AppendKvArgs args = kvs::append_kv_args(d, layer, q_weight, k_weight, epsilon);
+    const bool has_vectors = kvs::has_vectors(c, q_data, qkv_data);
     kvs::with_type(c.compute_dtype, [&](auto type) {
-      kvs::with_type(c.kv_dtype, [&](auto kv_type) {
-        using T = decltype(type);
-        using Kv = decltype(kv_type);
-        kvs::append_kv_kernel<T, Kv><<<grid, kvs::threads, 0, d.compute>>>(
-            reinterpret_cast<T*>(q_data), reinterpret_cast<const T*>(qkv_data), args);
-      });
+      using T = decltype(type);
+      T* to = reinterpret_cast<T*>(q_data);
+      const T* from = reinterpret_cast<const T*>(qkv_data);
+      cudaError_t error = cudaSuccess;
+      if constexpr (sizeof(T) == 2) {
+        if (has_vectors) error = kvs::launch_vectors(to, from, row_count, args, d.compute);
+      }
+      if (!has_vectors) {
+        kvs::with_type(c.kv_dtype, [&](auto kv_type) {
+          error = kvs::launch_elements<T, decltype(kv_type)>(to, from, row_count, args, d.compute);
+        });
+      }
+      kvs::check_cuda(error, "kvs_append_kv");
     });
-    kvs::check_launch("kvs_append_kv");
   });
 }

@@ -2,6 +2,8 @@
 
 #include "device.h"
 #include "dtype.h"
+#include "launch.cuh"
+#include "warp-tensor.cuh"
 
 namespace kvs {
 
@@ -13,6 +15,8 @@ constexpr uint32_t threads = 256;
 template <class Y, class W>
 __global__ void embed_kernel(Y* y, const W* weight, const float* scales, DeviceStep step, const int32_t* tokens,
                              uint32_t token_stride, uint32_t cols) {
+  wait_for_previous_kernels();
+  let_next_kernel_start();
   const uint32_t row = blockIdx.x;
   const int32_t sequence = step.row_sequence[row];
   uint64_t token = 0;
@@ -28,6 +32,8 @@ __global__ void embed_kernel(Y* y, const W* weight, const float* scales, DeviceS
 
 template <class T>
 __global__ void gather_kernel(T* y, const T* x, const int32_t* logit_row, uint32_t size) {
+  wait_for_previous_kernels();
+  let_next_kernel_start();
   const T* from = x + static_cast<uint64_t>(logit_row[blockIdx.x]) * size;
   T* to = y + static_cast<uint64_t>(blockIdx.x) * size;
   for (uint32_t i = threadIdx.x; i < size; i += threads) to[i] = from[i];
@@ -52,12 +58,13 @@ kvs_status kvs_embed(kvs_device* device, uint64_t y, kvs_weight* weight, uint32_
       kvs::with_stored_type(w.dtype, [&](auto w_type) {
         using Y = decltype(y_type);
         using W = decltype(w_type);
-        kvs::embed_kernel<<<row_count, kvs::threads, 0, d.compute>>>(
-            reinterpret_cast<Y*>(to), w.memory.as<const W>(), w.scales.as<const float>(), d.step.arrays(),
-            d.tokens.as<const int32_t>(), d.token_stride(), w.cols);
+        const cudaError_t error =
+            kvs::launch(true, kvs::embed_kernel<Y, W>, row_count, kvs::threads, 0, d.compute,
+                        reinterpret_cast<Y*>(to), w.memory.as<const W>(), w.scales.as<const float>(), d.step.arrays(),
+                        d.tokens.as<const int32_t>(), d.token_stride(), w.cols);
+        kvs::check_cuda(error, "kvs_embed");
       });
     });
-    kvs::check_launch("kvs_embed");
   });
 }
 
@@ -69,10 +76,11 @@ kvs_status kvs_gather_logit_rows(kvs_device* device, uint64_t y, uint64_t x, uin
     const char* from = d.device_memory(x, d.compute_bytes(d.facts.row_count, size), "x");
     kvs::with_type(d.config.compute_dtype, [&](auto type) {
       using T = decltype(type);
-      kvs::gather_kernel<<<logit_count, kvs::threads, 0, d.compute>>>(
-          reinterpret_cast<T*>(to), reinterpret_cast<const T*>(from), d.step.arrays().logit_row, size);
+      const cudaError_t error =
+          kvs::launch(true, kvs::gather_kernel<T>, logit_count, kvs::threads, 0, d.compute, reinterpret_cast<T*>(to),
+                      reinterpret_cast<const T*>(from), d.step.arrays().logit_row, size);
+      kvs::check_cuda(error, "kvs_gather_logit_rows");
     });
-    kvs::check_launch("kvs_gather_logit_rows");
   });
 }
 

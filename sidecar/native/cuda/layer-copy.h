@@ -10,7 +10,7 @@
 namespace kvs {
 
 enum class CopyMethod {
-  by_size,  // what was measured fastest for slices of this size
+  by_size,  // what was measured fastest for slices of this size and place
   engine,   // the copy engine, one batch of slices
   rows,     // the copy engine, neighbours as rows of a matrix
   kernel,   // a kernel on a few multiprocessors that reads and writes host memory

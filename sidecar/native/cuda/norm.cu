@@ -6,6 +6,8 @@
 #include "block-reduce.cuh"
 #include "device.h"
 #include "dtype.h"
+#include "launch.cuh"
+#include "warp-tensor.cuh"
 
 namespace kvs {
 
@@ -20,24 +22,26 @@ struct NormArgs {
 };
 
 /** y of one element: shift and scale are the row's. */
-__device__ float normed(float x, uint32_t i, float shift, float scale, const NormArgs& args) {
-  const float bias = args.bias == nullptr ? 0.0f : args.bias[i];
-  return fmaf((x - shift) * scale, args.weight[i], bias);
+__device__ float normed(float x, float shift, float scale, float weight, float bias) {
+  return fmaf((x - shift) * scale, weight, bias);
 }
 
-/** Calls body(index, value) for the elements that this thread holds: up to `vectors` of 16 bytes. */
+__device__ float bias_at(const NormArgs& args, uint32_t i) { return args.bias == nullptr ? 0.0f : args.bias[i]; }
+
+/** The elements that this thread holds: up to `vectors` of 16 bytes. */
 template <class T, uint32_t vectors>
 struct HeldRow {
   static constexpr uint32_t width = Vector<T>::size;
   float values[vectors][width];
 
+  __device__ static uint32_t at(uint32_t vector) { return (vector * blockDim.x + threadIdx.x) * width; }
+
   __device__ void load(const T* x, uint32_t size) {
 #pragma unroll
     for (uint32_t v = 0; v < vectors; ++v) {
-      const uint32_t at = (v * blockDim.x + threadIdx.x) * width;
-      const Vector<T> vector = at < size ? *reinterpret_cast<const Vector<T>*>(x + at) : Vector<T>{};
+      const Vector<T> vector = at(v) < size ? *reinterpret_cast<const Vector<T>*>(x + at(v)) : Vector<T>{};
 #pragma unroll
-      for (uint32_t k = 0; k < width; ++k) values[v][k] = at < size ? to_float(vector.values[k]) : 0.0f;
+      for (uint32_t k = 0; k < width; ++k) values[v][k] = at(v) < size ? to_float(vector.values[k]) : 0.0f;
     }
   }
 
@@ -55,40 +59,65 @@ struct HeldRow {
     float total = 0.0f;
 #pragma unroll
     for (uint32_t v = 0; v < vectors; ++v) {
-      if ((v * blockDim.x + threadIdx.x) * width >= size) break;
+      if (at(v) >= size) break;
 #pragma unroll
       for (uint32_t k = 0; k < width; ++k) total = fmaf(values[v][k] - shift, values[v][k] - shift, total);
     }
     return block_reduce<Sum>(total);
   }
 
-  __device__ void store(T* y, float shift, float scale, const NormArgs& args) const {
+  __device__ void store(T* y, float shift, float scale, const HeldRow<float, vectors * width / 4>& weight,
+                        const NormArgs& args) const {
 #pragma unroll
     for (uint32_t v = 0; v < vectors; ++v) {
-      const uint32_t at = (v * blockDim.x + threadIdx.x) * width;
-      if (at >= args.size) break;
+      if (at(v) >= args.size) break;
       Vector<T> vector;
 #pragma unroll
-      for (uint32_t k = 0; k < width; ++k)
-        vector.values[k] = from_float<T>(normed(values[v][k], at + k, shift, scale, args));
-      *reinterpret_cast<Vector<T>*>(y + at) = vector;
+      for (uint32_t k = 0; k < width; ++k) {
+        const float w = weight.values[(v * width + k) / 4][k % 4];
+        vector.values[k] = from_float<T>(normed(values[v][k], shift, scale, w, bias_at(args, at(v) + k)));
+      }
+      *reinterpret_cast<Vector<T>*>(y + at(v)) = vector;
     }
   }
 };
 
+/** The weights of the elements that a HeldRow<T, vectors> holds. */
+template <class T, uint32_t vectors>
+__device__ HeldRow<float, vectors * Vector<T>::size / 4> load_weights(const float* weight, uint32_t size) {
+  constexpr uint32_t width = Vector<T>::size;
+  HeldRow<float, vectors * width / 4> held;
+#pragma unroll
+  for (uint32_t i = 0; i < vectors * width / 4; ++i) {
+    const uint32_t at = HeldRow<T, vectors>::at(i * 4 / width) + i * 4 % width;
+    const float4 four = at < size ? *reinterpret_cast<const float4*>(weight + at) : float4{};
+    held.values[i][0] = four.x;
+    held.values[i][1] = four.y;
+    held.values[i][2] = four.z;
+    held.values[i][3] = four.w;
+  }
+  return held;
+}
+
 template <class T, uint32_t vectors>
 __global__ void norm_vectors_kernel(T* y, const T* x, NormArgs args) {
+  // Weights do not depend on the kernels before: they are on their way while those end.
+  const auto weight = load_weights<T, vectors>(args.weight, args.size);
+  wait_for_previous_kernels();
+  let_next_kernel_start();
   const uint64_t begin = static_cast<uint64_t>(blockIdx.x) * args.size;
   HeldRow<T, vectors> row;
   row.load(x + begin, args.size);
   const float size = static_cast<float>(args.size);
   const float mean = args.is_rms ? 0.0f : row.sum() / size;
   const float scale = 1.0f / sqrtf(row.sum_of_squares(mean, args.size) / size + args.epsilon);
-  row.store(y + begin, mean, scale, args);
+  row.store(y + begin, mean, scale, weight, args);
 }
 
 template <class T>
 __global__ void norm_elements_kernel(T* y, const T* x, NormArgs args) {
+  wait_for_previous_kernels();
+  let_next_kernel_start();
   const uint64_t begin = static_cast<uint64_t>(blockIdx.x) * args.size;
   const T* from = x + begin;
   const float size = static_cast<float>(args.size);
@@ -105,31 +134,26 @@ __global__ void norm_elements_kernel(T* y, const T* x, NormArgs args) {
   }
   const float scale = 1.0f / sqrtf(block_reduce<Sum>(squares) / size + args.epsilon);
   for (uint32_t i = threadIdx.x; i < args.size; i += blockDim.x) {
-    y[begin + i] = from_float<T>(normed(to_float(from[i]), i, mean, scale, args));
+    y[begin + i] = from_float<T>(normed(to_float(from[i]), mean, scale, args.weight[i], bias_at(args, i)));
   }
 }
 
 template <class T>
-void launch(T* y, const T* x, uint32_t row_count, const NormArgs& args, cudaStream_t stream) {
+cudaError_t launch_norm(T* y, const T* x, uint32_t row_count, const NormArgs& args, cudaStream_t stream) {
   constexpr uint32_t width = Vector<T>::size;
   constexpr uint32_t threads_max = 512;
   constexpr uint32_t vectors_max = 8;
   const uint32_t vectors = (args.size + width - 1) / width;
-  if (args.size % width != 0 || vectors > threads_max * vectors_max || !is_aligned(x, 16) || !is_aligned(y, 16)) {
-    norm_elements_kernel<<<row_count, 256, 0, stream>>>(y, x, args);
-    return;
+  const bool is_aligned_all = is_aligned(x, 16) && is_aligned(y, 16) && is_aligned(args.weight, 16);
+  if (args.size % width != 0 || vectors > threads_max * vectors_max || !is_aligned_all) {
+    return launch(true, norm_elements_kernel<T>, row_count, 256, 0, stream, y, x, args);
   }
   const uint32_t threads = std::min(threads_max, (vectors + 31) / 32 * 32);
   const uint32_t each = (vectors + threads - 1) / threads;
-  if (each == 1) {
-    norm_vectors_kernel<T, 1><<<row_count, threads, 0, stream>>>(y, x, args);
-  } else if (each == 2) {
-    norm_vectors_kernel<T, 2><<<row_count, threads, 0, stream>>>(y, x, args);
-  } else if (each <= 4) {
-    norm_vectors_kernel<T, 4><<<row_count, threads, 0, stream>>>(y, x, args);
-  } else {
-    norm_vectors_kernel<T, vectors_max><<<row_count, threads, 0, stream>>>(y, x, args);
-  }
+  if (each == 1) return launch(true, norm_vectors_kernel<T, 1>, row_count, threads, 0, stream, y, x, args);
+  if (each == 2) return launch(true, norm_vectors_kernel<T, 2>, row_count, threads, 0, stream, y, x, args);
+  if (each <= 4) return launch(true, norm_vectors_kernel<T, 4>, row_count, threads, 0, stream, y, x, args);
+  return launch(true, norm_vectors_kernel<T, vectors_max>, row_count, threads, 0, stream, y, x, args);
 }
 
 kvs_status norm(kvs_device* device, uint64_t y, uint64_t x, uint32_t row_count, const char* name, uint64_t weight,
@@ -144,9 +168,9 @@ kvs_status norm(kvs_device* device, uint64_t y, uint64_t x, uint32_t row_count, 
     args.bias = bias == 0 ? nullptr : d.device_memory<const float>(bias, args.size * sizeof(float), "bias");
     with_type(d.config.compute_dtype, [&](auto type) {
       using T = decltype(type);
-      launch(reinterpret_cast<T*>(to), reinterpret_cast<const T*>(from), row_count, args, d.compute);
+      check_cuda(launch_norm(reinterpret_cast<T*>(to), reinterpret_cast<const T*>(from), row_count, args, d.compute),
+                 name);
     });
-    check_launch(name);
   });
 }
 
