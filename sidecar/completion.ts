@@ -93,7 +93,8 @@ export class Completion {
       if (choice.finished === null) continue;
       const { blockIds, tokens } = choice.finished;
       const tail = choice.lineageTail();
-      yield { blockIds, lineage: tail === null ? null : { text: this.promptText + tail, tokens } };
+      const lineage = tail === null ? null : { text: this.promptText + tail, tokens, answer: choice.answer };
+      yield { blockIds, lineage };
     }
   }
 }
@@ -144,6 +145,11 @@ class Choice {
     const pending = this.#pending;
     this.#pending = null;
     return pending;
+  }
+
+  /** What the client was given. */
+  get answer(): string {
+    return this.#text;
   }
 
   /** The answer's text with its end token; null when the sequence holds more than the client saw. */

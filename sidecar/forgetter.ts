@@ -17,11 +17,18 @@ export interface ForgetterParts {
   readonly removeBlocks: RemoveBlocks;
 }
 
+/** A conversation's text with its ids; `answer` is the end of it that the client was given. */
+export interface RememberedText {
+  readonly text: string;
+  readonly tokens: Int32Array;
+  readonly answer: string;
+}
+
 /** What a choice left behind. */
 export interface Remains {
   readonly blockIds: readonly string[];
   /** Its text with the ids of it; null where the two do not agree. */
-  readonly lineage: { readonly text: string; readonly tokens: Int32Array } | null;
+  readonly lineage: RememberedText | null;
 }
 
 export class Forgetter {

@@ -6,6 +6,7 @@ import type { Lineage } from "./lineage.ts";
 import type { ChatTemplate } from "./model/chat-template.ts";
 import type { Tokenizer } from "./model/tokenizer.ts";
 import type { ErrorCode, SamplingParams, SubmitRequest } from "./protocol.ts";
+import { TemplateRewrites } from "./template-rewrites.ts";
 
 /** An answer that the client gets instead of tokens. */
 export class RequestError extends Error {
@@ -24,6 +25,8 @@ export interface Prompt {
   readonly tokens: Int32Array;
   /** What the client asked for, at most what the context still holds. */
   readonly maxTokens: number;
+  /** Tokens that an earlier turn had and that the template has written anew since. */
+  readonly rewrittenTokens: number;
 }
 
 export interface PromptLimits {
@@ -33,7 +36,12 @@ export interface PromptLimits {
   readonly vocabSize: number;
 }
 
+/** Conversations whose last text is remembered, to see when a template changes it; some 100 bytes each. */
+const REWRITES_MAX = 20_000;
+
 export class PromptBuilder {
+  readonly #rewrites = new TemplateRewrites(REWRITES_MAX);
+
   constructor(
     readonly template: ChatTemplate,
     readonly tokenizer: Tokenizer,
@@ -48,10 +56,16 @@ export class PromptBuilder {
     }
     checkSampling(request.sampling, this.limits.vocabSize);
     const text = this.#render(request);
-    const { tokens } = await this.lineage.resolve(request.salt, text, (part) =>
+    const { tokens, knownTokens } = await this.lineage.resolve(request.salt, text, (part) =>
       this.tokenizer.encodeAsync(part),
     );
-    return { text, tokens, maxTokens: this.#maxTokens(tokens.length, request) };
+    const rewrittenTokens = this.#rewrites.count(request.salt, request.messages, text, knownTokens);
+    return { text, tokens, maxTokens: this.#maxTokens(tokens.length, request), rewrittenTokens };
+  }
+
+  /** A turn has ended: its messages and this answer have this text, and these tokens. */
+  noteEnd({ salt, messages }: SubmitRequest, answer: string, text: string, tokens: Int32Array): void {
+    this.#rewrites.note(salt, messages, answer, text, tokens.length);
   }
 
   #render(request: SubmitRequest): string {

@@ -259,6 +259,7 @@ export class SidecarServer {
       choiceCount: request.sampling.n,
       maxTokens: prompt.maxTokens,
       isTruncating: request.truncation === "auto",
+      rewrittenTokens: prompt.rewrittenTokens,
       keep: keepOf(request, this.options.cacheTtlMs),
       receivedAtMs,
       deadlineAtMs: receivedAtMs + request.deadlineMs,
@@ -290,7 +291,12 @@ export class SidecarServer {
 
   #end({ id, completion }: Active): { completion: Completion; done: Done } {
     this.#requests.end(id);
-    for (const remains of completion.remains()) this.#forgetter.record(completion.request, remains);
+    for (const remains of completion.remains()) {
+      this.#forgetter.record(completion.request, remains);
+      const { lineage } = remains;
+      if (lineage === null) continue;
+      this.parts.prompts.noteEnd(completion.request, lineage.answer, lineage.text, lineage.tokens);
+    }
     return { completion, done: completion.done() };
   }
 

@@ -30,6 +30,8 @@ export interface EngineRequest {
   readonly maxTokens: number;
   /** Tokens may leave the view when the context window is full; else prompt and answer fit it. */
   readonly isTruncating: boolean;
+  /** Prompt tokens that are new only because the template has written an earlier turn otherwise. */
+  readonly rewrittenTokens: number;
   /** How the conversation's blocks wish to be kept. */
   readonly keep: Keep;
   /** performance.timeOrigin-based ms at which the request entered the sidecar, and at which it expires. */

@@ -150,7 +150,11 @@ export class Sequence {
   /** Prompt tokens that had to be computed, by reason. The last one always has to be. */
   missReasons(): Record<string, number> {
     const reasons = Object.fromEntries(this.#opened?.missReasons ?? []);
-    reasons["absent"] = (reasons["absent"] ?? 0) + 1;
+    const absent = (reasons["absent"] ?? 0) + 1;
+    const rewritten = Math.min(absent, this.request.rewrittenTokens);
+    if (rewritten > 0) reasons["template_rewrote"] = rewritten;
+    if (absent > rewritten) reasons["absent"] = absent - rewritten;
+    else delete reasons["absent"];
     return reasons;
   }
 

@@ -143,6 +143,7 @@ export class EngineHarness {
       choiceCount: 1,
       maxTokens: 12,
       isTruncating: true,
+      rewrittenTokens: 0,
       keep: {},
       receivedAtMs: this.nowMs,
       deadlineAtMs: this.nowMs + 1e9,

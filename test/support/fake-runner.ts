@@ -1,7 +1,7 @@
 // A model without a device: the KV of a position hashes its token, its place in the view and the position before it, in
-// each of several layers, and the next token hashes all KV that the block table shows. A wrong table, a block reused too
-// early, a copy that came too late, a position or a token out of place changes every token that follows, so tests need
-// only compare texts.
+// each of several layers, and the next token hashes all KV that the block table shows. A wrong table, a block reused
+// too early, a copy that came too late, a position or a token out of place changes every token that follows, so tests
+// need only compare texts.
 
 import { assert } from "../../sidecar/assert.ts";
 import type { StepRunner } from "../../sidecar/engine/engine.ts";

@@ -128,7 +128,7 @@ export class ModelEngine {
     const id = this.#nextId++;
     this.engine.submit({
       id, tokens: Int32Array.from(tokens), salt: new Uint8Array(32), sampling: SAMPLING, choiceCount: 1, maxTokens: 16,
-      isTruncating: true, keep: {}, receivedAtMs: this.nowMs, deadlineAtMs: Infinity, ...changes,
+      isTruncating: true, rewrittenTokens: 0, keep: {}, receivedAtMs: this.nowMs, deadlineAtMs: Infinity, ...changes,
     });
     return id;
   }

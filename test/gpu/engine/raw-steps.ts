@@ -8,6 +8,11 @@ import { median, randomTokens } from "./bench-engine.ts";
 
 const WAIT_US = 1_000_000;
 
+/** Speed of wrong numbers is worth nothing. */
+function checkToken(batch: Batch, row: number, what: string): void {
+  if (batch.result(row).token < 0) throw new Error(`${what}: the logits are not finite`);
+}
+
 export class RawSteps {
   readonly #runner: ModelRunner;
   readonly #batches: [Batch, Batch];
@@ -48,6 +53,7 @@ export class RawSteps {
       });
       this.#runner.run(batch, null);
       this.#await(batch);
+      if (at + rowCount === end) checkToken(batch, 0, `rows up to ${end}, the last ${rowCount} at once`);
     }
   }
 
@@ -74,6 +80,7 @@ export class RawSteps {
       if (step >= 2) {
         this.#await(batch);
         ends.push(performance.now());
+        for (let row = 0; row < count; row++) checkToken(batch, row, `decode at ${context + step}, batch ${count}`);
       }
       batch.reset();
       tables.forEach((blockTable, slot) =>

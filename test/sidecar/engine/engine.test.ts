@@ -17,7 +17,7 @@ function prompt(length: number, seed = 1): number[] {
 
 function expectReference(harness: EngineHarness, id: number, request: EngineRequest, choice = 0): void {
   const sampling = { ...request.sampling, seed: request.sampling.seed + choice };
-  const expected = harness.reference({ tokens: Int32Array.from(request.tokens), maxTokens: request.maxTokens, sampling });
+  const expected = harness.reference({ ...request, sampling });
   const { tokens, finish } = harness.answer(id, choice);
   expect(tokens).toEqual(expected.tokens);
   expect(finish!.reason).toBe(expected.reason);
@@ -120,7 +120,9 @@ describe("Engine", () => {
     const id = harness.submit(tokens, { choiceCount: 4, maxTokens: 6, sampling });
     harness.runToEnd();
     for (let choice = 0; choice < 4; choice++) {
-      const expected = harness.reference({ tokens: Int32Array.from(tokens), maxTokens: 6, sampling: { ...sampling, seed: 100 + choice } });
+      const ownSampling = { ...sampling, seed: 100 + choice };
+      const ids = Int32Array.from(tokens);
+      const expected = harness.reference({ tokens: ids, maxTokens: 6, sampling: ownSampling });
       expect(harness.answer(id, choice).tokens).toEqual(expected.tokens);
     }
     // Prompt once, the last prompt token again for each follower, five more rows for each answer.
@@ -280,6 +282,7 @@ describe("Engine under random load", () => {
         choiceCount: random.next() < 0.25 ? random.integer(2, 4) : 1,
         maxTokens: Math.min(room, random.integer(1, 24)),
         isTruncating: false,
+        rewrittenTokens: 0,
         keep: {},
         receivedAtMs: 0,
         deadlineAtMs: 1e12,
@@ -373,7 +376,7 @@ describe("Engine under random load", () => {
   function expectBeginningOf(harness: EngineHarness, id: number, request: EngineRequest, choice: number): void {
     const { tokens, finish } = harness.answer(id, choice);
     const sampling = { ...request.sampling, seed: request.sampling.seed + choice };
-    const expected = harness.reference({ tokens: Int32Array.from(request.tokens), maxTokens: request.maxTokens, sampling });
+    const expected = harness.reference({ ...request, sampling });
     expect(tokens).toEqual(expected.tokens.slice(0, tokens.length));
     if (finish === null) expect(harness.fails.get(id)!.code).toBe("deadline_exceeded");
   }
