@@ -143,7 +143,7 @@ async function loop(engine: Engine, model: Model): Promise<number> {
 
 /** No request: waits for one, and for what the cache moves meanwhile. */
 async function idle(engine: Engine, model: Model): Promise<void> {
-  if (engine.cache.residency.movesInFlight > 0) model.device.wait(WAIT_US);
+  if (engine.cache.moves.inFlight > 0) model.device.wait(WAIT_US);
   else await nextMessage(engine.hasBackgroundWork ? IDLE_TURN_MS : null);
 }
 

@@ -27,7 +27,7 @@ export function probe(model: Model, runner: ModelRunner, cache: KvCache): void {
   for (let i = 0; i < REPEATS; i++) {
     const beginMs = performance.now();
     const count = load(model, cache, events, beginMs);
-    if (i > 0) cache.residency.loadRate.note(count * cache.options.blockBytes, beginMs, performance.now());
+    if (i > 0) cache.moves.loadRate.note(count * cache.options.blockBytes, beginMs, performance.now());
   }
 }
 

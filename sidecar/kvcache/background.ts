@@ -1,6 +1,7 @@
 // What the cache does on its own between steps: drop what expired, keep room free in each tier, fetch what the waiting
 // queue will need, write what has become idle to disk. It only starts moves; each call is bounded.
 
+import type { BlockMoves } from "./block-moves.ts";
 import { ABSENT, type CachedBlock, isHostReady } from "./cached-block.ts";
 import { blocksToDemote, prefetchBudget, type Watermarks } from "./policy.ts";
 import type { Residency } from "./residency.ts";
@@ -33,6 +34,7 @@ export class Background {
 
   constructor(
     readonly residency: Residency,
+    readonly moves: BlockMoves,
     readonly options: BackgroundOptions,
   ) {}
 
@@ -61,7 +63,7 @@ export class Background {
     if (host === null || disk === null || !disk.isOn(nowMs)) return false;
     this.#isActive = false;
     this.#writeIdle(nowMs, 0);
-    return this.residency.movesInFlight > 0 || this.#isActive;
+    return this.moves.inFlight > 0 || this.#isActive;
   }
 
   #expire(nowMs: number): void {
@@ -76,14 +78,14 @@ export class Background {
     const { residency } = this;
     const { gpu, options } = residency;
     if (!options.isExclusive) return;
-    let count = blocksToDemote(gpu.freeCount, residency.descendingCount, this.options.gpuMarks);
+    let count = blocksToDemote(gpu.freeCount, residency.descending.size, this.options.gpuMarks);
     for (let left = STARTS_PER_TURN; count > 0 && left > 0; count--, left--) {
       const victim = gpu.victim();
       if (victim === null) return;
       this.#isActive = true;
       if (isHostReady(victim) || victim.isDiskReady) residency.leaveGpu(victim, "evicted");
       else {
-        residency.descend([victim], nowMs);
+        this.moves.descend([victim], nowMs);
         if (victim.host === ABSENT) return; // no room below: it stays until someone needs its place
       }
     }
@@ -92,14 +94,14 @@ export class Background {
   #demoteHost(nowMs: number): void {
     const { residency } = this;
     const { pool } = residency.tiers.host!;
-    let count = blocksToDemote(pool.freeCount, residency.leavingCount, this.options.hostMarks);
+    let count = blocksToDemote(pool.freeCount, residency.leaving.size, this.options.hostMarks);
     for (let left = STARTS_PER_TURN; count > 0 && left > 0; count--, left--) {
       const victim = pool.victim();
       if (victim === null) return;
       this.#isActive = true;
       if (victim.isDiskReady || !this.#isAdmitted(victim)) residency.evictHost(victim);
       else if (!this.#canWrite(nowMs)) return;
-      else if (residency.write(victim, nowMs)) residency.demote(victim);
+      else if (this.moves.write(victim, nowMs)) this.moves.demote(victim);
       else if (victim.host !== ABSENT) residency.evictHost(victim); // the disk holds nothing worth less
     }
   }
@@ -116,7 +118,7 @@ export class Background {
     const blocks = residency.policy.prefetch(window, room, (block) =>
       block.isDiskReady && block.host === ABSENT && block.gpu === ABSENT,
     );
-    for (const block of blocks) if (residency.read(block, nowMs)) this.prefetchedBlocks++;
+    for (const block of blocks) if (this.moves.read(block, nowMs)) this.prefetchedBlocks++;
   }
 
   #writeIdle(nowMs: number, idleMs: number): void {
@@ -135,11 +137,11 @@ export class Background {
         break; // the others were used later
       }
       if (isHostReady(block)) {
-        residency.write(block, nowMs);
+        this.moves.write(block, nowMs);
       } else if (block.host === ABSENT && block.gpu !== ABSENT) toSave.push(block);
       this.#isActive = true;
     }
-    if (toSave.length > 0) residency.save(toSave, "now", nowMs);
+    if (toSave.length > 0) this.moves.save(toSave, "now", nowMs);
   }
 
   #isAdmitted(block: CachedBlock): boolean {

@@ -22,7 +22,7 @@ export function cacheStats(cache: KvCache): Record<string, number> {
     diskReadBytes: disk?.readBytes ?? 0,
     diskWrittenBytes: disk?.writtenBytes ?? 0,
     diskFailures: disk?.failureCount ?? 0,
-    movesInFlight: residency.movesInFlight,
+    movesInFlight: cache.moves.inFlight,
     windowBlocks: cache.policy.windowCount,
     loadBytesPerMs: costs.loadRate.perMs ?? 0,
     readBytesPerMs: costs.readRate.perMs ?? 0,

@@ -26,6 +26,7 @@ export interface EndedMove extends Move {
   readonly kind: "read" | "write";
   readonly outcome: DiskOutcome;
   readonly bytes: number;
+  readonly elapsedMs: number;
   /** False: the kernel may still touch the host slot; the same move ends once more when it no longer can. */
   readonly isMemoryFree: boolean;
 }
@@ -96,7 +97,7 @@ export class DiskTier {
     return this.store.poll(nowMs).flatMap((event) => this.#end(event, nowMs) ?? []);
   }
 
-  #end({ kind, slot, outcome, bytes }: DiskEvent, nowMs: number): EndedMove | null {
+  #end({ kind, slot, outcome, bytes, elapsedMs }: DiskEvent, nowMs: number): EndedMove | null {
     if (kind === "released") return this.#endReleased(slot);
     this.#judge(outcome, nowMs);
     if (kind === "erase") {
@@ -110,7 +111,7 @@ export class DiskTier {
     if (isMemoryFree) moves.delete(slot);
     if (outcome === "ok" && kind === "read") this.readBytes += bytes;
     if (outcome === "ok" && kind === "write") this.writtenBytes += bytes;
-    return { ...move, kind, outcome, bytes, isMemoryFree };
+    return { ...move, kind, outcome, bytes, elapsedMs, isMemoryFree };
   }
 
   #endReleased(slot: BlockNumber): EndedMove | null {
@@ -119,7 +120,7 @@ export class DiskTier {
       const move = moves.get(slot);
       if (move === undefined) continue;
       moves.delete(slot);
-      return { ...move, kind, outcome: "timeout", bytes: 0, isMemoryFree: true };
+      return { ...move, kind, outcome: "timeout", bytes: 0, elapsedMs: 0, isMemoryFree: true };
     }
     return null;
   }

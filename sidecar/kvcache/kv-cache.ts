@@ -5,16 +5,20 @@ import { assert } from "../assert.ts";
 import { Background, type BackgroundOptions } from "./background.ts";
 import { BlockChain, sliceTokens } from "./block-chain.ts";
 import { type BlockHasher, type BlockId, rootId, sha256Hasher } from "./block-hash.ts";
+import { BlockMoves } from "./block-moves.ts";
 import { ABSENT, type CachedBlock, newCachedBlock } from "./cached-block.ts";
 import { CostModel } from "./cost-model.ts";
-import type { LayerTransfer } from "./layer-transfer.ts";
+import type { CopyDevice, LayerTransfer } from "./layer-transfer.ts";
 import type { BlockTable, OpenedSequence, QueuedPrompt } from "./opened-sequence.ts";
 import { CachePolicy, type Keep, type PolicyName } from "./policy.ts";
 import { PrefixMatcher } from "./prefix-match.ts";
 import { PromptOpener } from "./prompt-opener.ts";
 import { RateMeter } from "./rate-meter.ts";
-import { type KvDevice, type LowerTiers, Residency } from "./residency.ts";
+import { type BlockCopier, type LowerTiers, Residency } from "./residency.ts";
 import { TruncationRule } from "./view.ts";
+
+/** What the cache needs from a device; tests give a fake. */
+export type KvDevice = CopyDevice & BlockCopier;
 
 export interface KvCacheOptions {
   readonly blockTokens: number;
@@ -44,6 +48,7 @@ export class KvCache {
   readonly blockTokens: number;
   readonly rule: TruncationRule;
   readonly residency: Residency;
+  readonly moves: BlockMoves;
   readonly background: Background;
   readonly costs: CostModel;
   /** Tokens of prefill; the engine measures. */
@@ -69,11 +74,13 @@ export class KvCache {
     this.#hash = options.hasher ?? sha256Hasher;
     this.policy = new CachePolicy<CachedBlock>({ policy, windowBlocks });
     this.residency = new Residency(device, this.policy, tiersBelow(this.policy), options);
-    this.background = new Background(this.residency, options.background);
-    const { index, lost, loadRate, readRate } = this.residency;
+    this.moves = new BlockMoves(device, this.residency);
+    this.background = new Background(this.residency, this.moves, options.background);
+    const { index, lost } = this.residency;
+    const { loadRate, readRate } = this.moves;
     this.costs = new CostModel(options, loadRate, readRate, this.prefillRate);
     this.#matcher = new PrefixMatcher(index, lost);
-    this.#opener = new PromptOpener(this.residency, this.#matcher, this.costs, options);
+    this.#opener = new PromptOpener(this.residency, this.moves, this.#matcher, this.costs, options);
   }
 
   /** Ids for a new sequence of the account with this salt. */
@@ -196,13 +203,13 @@ export class KvCache {
   startSaves(order: "now" | "by-layer", nowMs: number): boolean {
     if (this.#unsaved.length === 0) return false;
     const unsaved = this.#unsaved;
-    this.#unsaved = this.residency.save(unsaved, order, nowMs);
+    this.#unsaved = this.moves.save(unsaved, order, nowMs);
     return this.#unsaved.length < unsaved.length;
   }
 
   /** A layer of the step that is being enqueued: its saves may follow. */
   afterLayer(layer: number): void {
-    this.residency.afterLayer(layer);
+    this.moves.afterLayer(layer);
   }
 
   noteStepEnqueued(): void {
@@ -215,7 +222,7 @@ export class KvCache {
 
   /** Something moves, or will have to, even if no request comes. */
   isBusy(nowMs: number): boolean {
-    return this.residency.movesInFlight > 0 || this.background.isWaiting(nowMs);
+    return this.moves.inFlight > 0 || this.background.isWaiting(nowMs);
   }
 
   /** Removes these blocks from all tiers; says how many were in each. */
@@ -231,13 +238,13 @@ export class KvCache {
 
   /** Learns what has moved, and does what is due. */
   poll(nowMs: number): void {
-    this.residency.poll(nowMs);
+    this.moves.poll(nowMs);
     this.background.turn(nowMs);
   }
 
   /** For an orderly stop: goes on writing what the disk admits; false when nothing is left. */
   flush(nowMs: number): boolean {
-    this.residency.poll(nowMs);
+    this.moves.poll(nowMs);
     return this.background.flush(nowMs);
   }
 
@@ -253,7 +260,7 @@ export class KvCache {
     if (load.enqueuedLayers < load.layers) return false;
     const { preloadLayers, maxLoadStallMs, blockBytes } = this.options;
     if (preloadLayers !== null) return ready >= Math.min(preloadLayers, load.layers);
-    const loadMs = this.residency.loadRate.expectedMs(load.hostSlots.length * blockBytes);
+    const loadMs = this.moves.loadRate.expectedMs(load.hostSlots.length * blockBytes);
     const computeMs = this.prefillRate.expectedMs(rowCount);
     if (loadMs === null || computeMs === null) return false;
     return (loadMs * (load.layers - ready)) / load.layers <= computeMs + maxLoadStallMs;

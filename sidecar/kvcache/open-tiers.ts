@@ -89,13 +89,14 @@ export class Tiers {
 
   /** `keepHost`: the mapping stays for the next process to adopt. */
   close(keepHost: boolean): void {
-    if (this.arena !== null) this.device.closeHostArena(!(keepHost && this.arena.isShared));
+    // The disk first: its threads read and write the arena.
     try {
       this.#disk?.close(CLOSE_TIMEOUT_US);
     } catch (error) {
       // Requests that the kernel still has: the file is only a cache, and its headers say what is whole.
       this.say(`disk tier: ${(error as Error).message}`);
     }
+    if (this.arena !== null) this.device.closeHostArena(!(keepHost && this.arena.isShared));
   }
 
   #openArena(name: string | null): HostArena {
@@ -148,7 +149,8 @@ export class Tiers {
     disk.pool.claim(new Set(blocks.map(({ slot }) => slot)));
     for (const block of blocks.sort(byDepth)) residency.adopt(block, "disk", block.slot);
     if (discarded !== null && discarded !== "new") {
-      this.say(`disk tier: what ${this.options.diskPath} held was dropped, for it is of another ${discarded}`);
+      const why = discarded === "corrupt" ? "its first page is not whole" : `it is of another ${discarded}`;
+      this.say(`disk tier: what ${this.options.diskPath} held was dropped: ${why}`);
     }
     const reasons = Object.entries(dropped).filter(([, count]) => count > 0);
     const why = reasons.map(([reason, count]) => `, ${count} dropped (${reason})`).join("");

@@ -1,6 +1,7 @@
 // Opening a sequence on what is cached: which part to take and from where, which part to compute anew because that is
 // faster, and the loads that bring what is not yet in gpu memory.
 
+import type { BlockMoves } from "./block-moves.ts";
 import type { BlockNumber } from "./block-pool.ts";
 import { ABSENT, type CachedBlock, isHostReady } from "./cached-block.ts";
 import type { BlockCost, Choice, CostModel } from "./cost-model.ts";
@@ -42,6 +43,7 @@ const PATIENCE_MS_UNKNOWN = 10_000;
 export class PromptOpener {
   constructor(
     readonly residency: Residency,
+    readonly moves: BlockMoves,
     readonly matcher: PrefixMatcher,
     readonly costs: CostModel,
     readonly options: OpenerOptions,
@@ -72,7 +74,7 @@ export class PromptOpener {
     // What it will use itself is not in the way.
     for (const block of resident) gpu.retain(block.gpu);
     for (const block of below) tiers.host!.pool.retain(block.host);
-    const isClear = this.residency.clearGpu(blockCount - plan.blocks.length + below.length, nowMs);
+    const isClear = this.moves.clearGpu(blockCount - plan.blocks.length + below.length, nowMs);
     for (const block of resident) gpu.release(block.gpu);
     for (const block of below) tiers.host!.pool.release(block.host);
     return isClear;
@@ -151,13 +153,13 @@ export class PromptOpener {
     const isOn = this.residency.tiers.disk?.isOn(nowMs) === true;
     for (const block of away) {
       if (block.host !== ABSENT) prompt.fetched.add(block); // on its way already
-      else if (isOn && this.residency.read(block, nowMs)) prompt.fetched.add(block);
+      else if (isOn && this.moves.read(block, nowMs)) prompt.fetched.add(block);
     }
     return prompt.fetched.has(away[0]!) ? "reading" : { index, reason: isOn ? "timeout" : "io" };
   }
 
   #patienceMs(blockCount: number): number {
-    const expected = this.residency.readRate.expectedMs(blockCount * this.options.blockBytes);
+    const expected = this.moves.readRate.expectedMs(blockCount * this.options.blockBytes);
     return expected === null ? PATIENCE_MS_UNKNOWN : Math.max(PATIENCE_MS_MIN, expected * PATIENCE);
   }
 
@@ -178,7 +180,7 @@ export class PromptOpener {
     }
     if (plan.partial !== null) table.blocks.push(this.#takePartial(plan.partial, plan, toLoad));
     if (toLoad.blocks.length > 0) {
-      loads.add(this.residency.load(toLoad.blocks, toLoad.gpuBlocks, toLoad.owned, nowMs));
+      loads.add(this.moves.load(toLoad.blocks, toLoad.gpuBlocks, toLoad.owned, nowMs));
     }
     while (table.blocks.length < blockCount) table.blocks.push(this.residency.takeGpu()!);
     const used = usedBlocks(plan);

@@ -184,7 +184,7 @@ export class EngineHarness {
   settle(idleMs = 0): void {
     this.runToEnd();
     const endMs = this.nowMs + idleMs;
-    for (let turn = 0; this.nowMs < endMs || this.cache.residency.movesInFlight > 0; turn++) {
+    for (let turn = 0; this.nowMs < endMs || this.cache.moves.inFlight > 0; turn++) {
       expect(turn, "the cache does not come to rest").toBeLessThan(10_000);
       this.turn();
       this.device.drain();

@@ -3,7 +3,7 @@
 // the engine forgot to order happens in the wrong order sooner or later, and the values show it.
 
 import { assert } from "../../sidecar/assert.ts";
-import type { KvDevice } from "../../sidecar/kvcache/residency.ts";
+import type { KvDevice } from "../../sidecar/kvcache/kv-cache.ts";
 import type { EventHandle, HostAddress, HostBuffer, Stream } from "../../sidecar/native.ts";
 import { FakeHostMemory } from "./faulty-disk.ts";
 

@@ -139,7 +139,7 @@ export class ModelEngine {
     this.#clockMs++;
     const { steps } = this.engine.stats();
     for (const event of this.engine.step()) this.#note(event);
-    const isMoving = this.engine.hasStepInFlight || this.cache.residency.movesInFlight > 0;
+    const isMoving = this.engine.hasStepInFlight || this.cache.moves.inFlight > 0;
     if (isMoving && this.engine.stats().steps === steps) this.model.device.wait(WAIT_US);
   }
 

@@ -74,7 +74,7 @@ export class BenchEngine {
       if (event.type === "fail") throw new Error(event.message);
       if (event.type === "finish") finished.push(event);
     }
-    const hasWork = !this.engine.isIdle || this.cache.residency.movesInFlight > 0;
+    const hasWork = !this.engine.isIdle || this.cache.moves.inFlight > 0;
     if (hasWork && this.engine.stats().steps === stepsBefore) this.model.device.wait(WAIT_US);
     return finished;
   }
@@ -90,7 +90,7 @@ export class BenchEngine {
 
   /** Turns until nothing moves. */
   settle(): void {
-    while (!this.engine.isIdle || this.cache.residency.movesInFlight > 0) this.turn();
+    while (!this.engine.isIdle || this.cache.moves.inFlight > 0) this.turn();
   }
 
   /** Takes everything off the gpu that is in host memory: as if others had needed the room. */
