@@ -99,7 +99,8 @@ async function measure(plan: Plan, probe: HardwareProbe): Promise<void> {
   }
   const info = model.model.device.info();
   console.log(`\n${plan.name}: ${((layers + output) / 1e6).toFixed(1)}M weights, ${info["isa"]}, ${threads} threads`);
-  console.log(`${info["name"]}: ${gflops} GFLOP/s, reads ${readGBps} GB/s of ${(weightBytes / 2 ** 20).toFixed(0)} MiB`);
+  const mebibytes = (weightBytes / 2 ** 20).toFixed(0);
+  console.log(`${info["name"]}: ${gflops} GFLOP/s, reads ${readGBps} GB/s of ${mebibytes} MiB`);
   console.log("| what | tokens/s, best | median | GFLOP/s, best | of peak | weights GB/s, best | of bandwidth |");
   console.log("| --- | --- | --- | --- | --- | --- | --- |");
   for (const [key, ms] of times) {

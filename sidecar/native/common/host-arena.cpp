@@ -6,12 +6,15 @@
 #include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 
 #include "failure.h"
+#include "system-info.h"
 
 namespace kvs {
 
@@ -41,13 +44,28 @@ ArenaMark mark_of(uint32_t slot_count, uint64_t slot_bytes, const kvs_device_con
   return mark;
 }
 
-/** Touching shared memory past its room is SIGBUS, so room is made before the mapping. */
-bool reserve(int descriptor, uint64_t bytes) {
+/**
+ * Touching shared memory past its room is SIGBUS, so room is made before the mapping. The system would take page after
+ * page before it finds that there are too few, and end some process for it: `missing_bytes` are looked for first.
+ */
+bool reserve(int descriptor, uint64_t bytes, uint64_t missing_bytes) {
+  struct statvfs file_system {};
+  if (fstatvfs(descriptor, &file_system) != 0) return false;
+  if (missing_bytes / file_system.f_frsize > file_system.f_bavail) return false;
+  if (missing_bytes > memory_info().free_bytes) return false;
   int error;
   do {
     error = posix_fallocate(descriptor, 0, static_cast<off_t>(bytes));
   } while (error == EINTR);
   return error == 0;
+}
+
+/** Slots are touched long after the start: what can't be had then would cost some process its life. */
+void require_memory(uint64_t bytes) {
+  const uint64_t free_bytes = memory_info().free_bytes;
+  if (bytes <= free_bytes) return;
+  fail(KVS_OUT_OF_MEMORY, "the host arena wants %llu bytes, %llu are free", static_cast<unsigned long long>(bytes),
+       static_cast<unsigned long long>(free_bytes));
 }
 
 }  // namespace
@@ -57,13 +75,16 @@ HostArena::HostArena(const char* name, uint32_t slot_count, uint64_t slot_bytes,
       slot_bytes_(slot_bytes),
       mapping_bytes_(page_bytes + slot_count * (arena_header_bytes + slot_bytes)) {
   if (name == nullptr || !map_shared(name, config)) {
+    require_memory(mapping_bytes_);
     const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
     mapping_ = mmap(nullptr, mapping_bytes_, PROT_READ | PROT_WRITE, flags, -1, 0);
     if (mapping_ == MAP_FAILED) {
       fail(KVS_OUT_OF_MEMORY, "no %llu bytes for the host arena: %s",
            static_cast<unsigned long long>(mapping_bytes_), std::strerror(errno));
     }
+#ifdef MADV_HUGEPAGE
     madvise(mapping_, mapping_bytes_, MADV_HUGEPAGE);
+#endif
   }
   headers_ = static_cast<char*>(mapping_) + page_bytes;
   slots_ = headers_ + slot_count * arena_header_bytes;
@@ -79,11 +100,13 @@ bool HostArena::map_shared(const char* name, const kvs_device_config& config) {
   const int descriptor = shm_open(name, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
   if (descriptor < 0) return false;
   struct stat status{};
+  const bool has_lock = flock(descriptor, LOCK_EX | LOCK_NB) == 0;
+  const bool is_locked = !has_lock && errno == EWOULDBLOCK;
+  // Under the lock: its size is then nobody else's to change.
   const bool is_ours = fstat(descriptor, &status) == 0 && status.st_uid == geteuid();
-  if (!is_ours || flock(descriptor, LOCK_EX | LOCK_NB) != 0) {
-    const bool is_locked = is_ours && errno == EWOULDBLOCK;
+  if (!is_ours || !has_lock) {
     close(descriptor);
-    if (is_locked) fail(KVS_IN_USE, "another process uses the host arena %s", name);
+    if (is_ours && is_locked) fail(KVS_IN_USE, "another process uses the host arena %s", name);
     return false;
   }
   fchmod(descriptor, 0600);
@@ -92,8 +115,9 @@ bool HostArena::map_shared(const char* name, const kvs_device_config& config) {
     close(descriptor);
     return false;
   }
+  const uint64_t reserved_bytes = same_size ? 512 * static_cast<uint64_t>(status.st_blocks) : 0;
   void* mapping = MAP_FAILED;
-  if (reserve(descriptor, mapping_bytes_)) {
+  if (reserve(descriptor, mapping_bytes_, mapping_bytes_ - std::min(mapping_bytes_, reserved_bytes))) {
     mapping = mmap(nullptr, mapping_bytes_, PROT_READ | PROT_WRITE, MAP_SHARED, descriptor, 0);
   }
   if (mapping == MAP_FAILED) {

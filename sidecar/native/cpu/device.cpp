@@ -12,8 +12,8 @@
 #include <string>
 #include <thread>
 
+#include "../common/system-info.h"
 #include "sampling.h"
-#include "system-info.h"
 
 namespace {
 

@@ -1,4 +1,4 @@
-// A weight matrix of one device.
+// A weight matrix of one device: its memory in panels, and how rows get into it.
 
 #pragma once
 

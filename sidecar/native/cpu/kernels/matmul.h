@@ -187,7 +187,8 @@ inline void multiply_tile(const MatmulTask& task, const MatmulBlock& block, cons
     acc[r][p][v] = depth.is_first ? Vec::zero() : Vec::load(partial + r * partial_stride + v * W);
   });
   const typename Panel::Stored* const w[1] = {stretch.weights + vec * W};
-  accumulate<Panel>(acc, stretch.x + static_cast<uint64_t>(row) * x_stride, x_stride, w, panel_rows, depth.count, {ahead});
+  const float* x = stretch.x + static_cast<uint64_t>(row) * x_stride;
+  accumulate<Panel>(acc, x, x_stride, w, panel_rows, depth.count, {ahead});
   for_accumulators<Rows, 1, tile_vecs>([&](uint32_t r, uint32_t p, uint32_t v) {
     if (depth.is_last) {
       finish(task, block.row_begin + row + r, stretch.output + Panel::output_of(vec + v), acc[r][p][v]);
