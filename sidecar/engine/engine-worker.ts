@@ -59,6 +59,7 @@ async function main(options: EngineWorkerOptions): Promise<void> {
   const engine = createEngine(model, cache, options, startedAtMs);
   const deadlineMs = await loop(engine, model);
   await flush(engine, model, performance.now() + deadlineMs);
+  if (options.cache.keepHostCache) cache.cache.sealHost();
   cache.tiers.close(options.cache.keepHostCache);
   model.device.close();
   post({ type: "stopped" });

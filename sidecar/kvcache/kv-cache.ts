@@ -242,6 +242,11 @@ export class KvCache {
     this.background.turn(nowMs);
   }
 
+  /** For a stop that leaves host memory to the next process: says of all that is whole there what it is. */
+  sealHost(): void {
+    this.residency.tiers.host?.seal(Infinity);
+  }
+
   /** For an orderly stop: goes on writing what the disk admits; false when nothing is left. */
   flush(nowMs: number): boolean {
     this.moves.poll(nowMs);

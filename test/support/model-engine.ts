@@ -181,6 +181,7 @@ export class ModelEngine {
   close(keepHost = false): void {
     this.runToEnd();
     this.#turnWhile(() => this.cache.flush(this.nowMs));
+    if (keepHost) this.cache.sealHost();
     this.opened.tiers.close(keepHost);
     this.model.device.close();
   }

@@ -174,6 +174,18 @@ test("a block that was loaded half full and filled at once is written through li
   expect(usage.cachedTokens).toEqual({ gpu: 0, host: second.length - 1, disk: 0 });
 });
 
+test("host memory that is left to the next process is found whole, though the stop came at once", () => {
+  const harness = crowded({ hostSlots: 32, diskSlots: 1 });
+  const first = ask(harness, prompt(40)).tokens;
+  while (harness.cache.flush(harness.nowMs)) {
+    harness.nowMs++;
+    harness.device.drain();
+  }
+  harness.cache.sealHost();
+  const next = crowded({ hostSlots: 32, diskSlots: 0, survivor: harness.legacy.survivor! });
+  expect(ask(next, [...first, 5]).usage.cachedTokens).toEqual({ gpu: 0, host: first.length - 1, disk: 0 });
+});
+
 describe("a full context window", () => {
   const options = { maxModelLen: 64, gpuBlocks: 20, hostSlots: 64, diskSlots: 64 };
 
