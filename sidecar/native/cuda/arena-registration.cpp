@@ -26,6 +26,10 @@ void populate(char* begin, uint64_t bytes) {
 
 }  // namespace
 
+uint32_t arena_piece_slots(uint64_t slot_bytes) {
+  return static_cast<uint32_t>(std::max<uint64_t>(1, piece_bytes / slot_bytes));
+}
+
 ArenaRegistration::ArenaRegistration(char* slots, uint64_t slot_bytes, uint32_t slot_count, int gpu_index,
                                      std::shared_ptr<WakeSignal> wake)
     : slots_(slots), slot_bytes_(slot_bytes), slot_count_(slot_count), gpu_index_(gpu_index), wake_(std::move(wake)) {
@@ -46,7 +50,7 @@ void ArenaRegistration::throw_if_failed() const {
 
 void ArenaRegistration::run() {
   cudaSetDevice(gpu_index_);
-  const uint32_t slots_per_piece = static_cast<uint32_t>(std::max<uint64_t>(1, piece_bytes / slot_bytes_));
+  const uint32_t slots_per_piece = arena_piece_slots(slot_bytes_);
   for (uint32_t first = 0; first < slot_count_ && !is_closing_.load(); first += slots_per_piece) {
     const uint32_t count = std::min(slots_per_piece, slot_count_ - first);
     char* begin = slots_ + first * slot_bytes_;

@@ -14,6 +14,9 @@
 
 namespace kvs {
 
+/** Slots that are page-locked together: no copy may reach from one such piece into the next. */
+uint32_t arena_piece_slots(uint64_t slot_bytes);
+
 class ArenaRegistration {
  public:
   /** Each registered piece wakes `wake`: copies that met KVS_BUSY may be tried again. */

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "arena-registration.h"
 #include "cuda-error.h"
 #include "layer-copy.h"
 
@@ -76,10 +77,11 @@ char* slice(char* base, const LayerCopy& copy, int32_t index) {
   return base + static_cast<uint64_t>(index) * copy.stride_bytes;
 }
 
-/** End of the neighbours that begin at `begin`: both slots and blocks rise by one. */
+/** End of the neighbours that begin at `begin`: both slots and blocks rise by one, in one page-locked piece. */
 uint32_t run_end(const LayerCopy& copy, uint32_t begin) {
+  const int32_t piece_slots = static_cast<int32_t>(arena_piece_slots(copy.stride_bytes));
   uint32_t end = begin + 1;
-  while (end < copy.count && copy.slots[end] == copy.slots[end - 1] + 1 &&
+  while (end < copy.count && copy.slots[end] == copy.slots[end - 1] + 1 && copy.slots[end] % piece_slots != 0 &&
          copy.blocks[end] == copy.blocks[end - 1] + 1) {
     ++end;
   }
