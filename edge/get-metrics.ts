@@ -34,7 +34,7 @@ async function statsOf(client: SidecarClient): Promise<SidecarStats> {
 
 function edgeSeries({ database, drain, sidecars, turns }: Services): Series[] {
   const up = sidecars.clients.map(({ name, url, isReady }) => [{ sidecar: name, url }, Number(isReady)] as const);
-  const inFlight = sidecars.clients.map(({ name, url, inFlight }) => [{ sidecar: name, url }, inFlight] as const);
+  const streams = sidecars.clients.map(({ name, url, inFlight }) => [{ sidecar: name, url }, inFlight] as const);
   return [
     fixedSeries("gauge", "kvasir_edge_answers", "Answers in progress on this edge.", [[{}, drain.inFlight]]),
     fixedSeries("gauge", "kvasir_database_up", "1: the database answers.", [[{}, Number(!database.isDown)]]),
@@ -42,7 +42,7 @@ function edgeSeries({ database, drain, sidecars, turns }: Services): Series[] {
       [{}, turns.droppedRowCount],
     ]),
     fixedSeries("gauge", "kvasir_sidecar_up", "1: this edge is connected to the sidecar.", up),
-    fixedSeries("gauge", "kvasir_edge_streams", "Answers in progress on this edge's connection to a sidecar.", inFlight),
+    fixedSeries("gauge", "kvasir_edge_streams", "Answers in progress on the connection to a sidecar.", streams),
   ];
 }
 

@@ -30,7 +30,7 @@ export class Metrics {
   readonly #completionTokens = new Counter("kvasir_generation_tokens_total", "Tokens of answers.");
   readonly #cacheHits = new Counter("kvasir_prefix_cache_hits_total", "Prompt tokens served from cache, by tier.");
   readonly #cacheMisses = new Counter("kvasir_prefix_cache_misses_total", "Prompt tokens not served, by reason.");
-  readonly #cacheChoices = new Counter("kvasir_cache_choices_total", "What was done about the cached part of a prompt.");
+  readonly #cacheChoices = new Counter("kvasir_cache_choices_total", "What was done about a prompt's cached part.");
   readonly #loadedBytes = new Counter("kvasir_cache_loaded_bytes_total", "Bytes of KV loaded for prompts.");
   readonly #droppedTokens = new Counter("kvasir_dropped_tokens_total", "Tokens that left a full context window.");
   readonly #firstToken = new Histogram(

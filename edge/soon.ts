@@ -1,4 +1,4 @@
-// Waiting, but not for long.
+// Waiting for something that may never come, but not for long: then the rest goes on without it.
 
 /** What the promise brings within the time, else null; what it brings later is lost. */
 export async function soon<T>(work: Promise<T>, timeoutMs: number): Promise<T | null> {

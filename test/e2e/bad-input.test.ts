@@ -115,7 +115,8 @@ describe.each([...RUNTIMES])("bad input to the edge on %s", (runtime) => {
       const socket = await Bun.connect({
         hostname: "127.0.0.1", port: Number(port), socket: { data() {}, close: () => closed.resolve() },
       });
-      socket.write(`POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n${head}\r\n\r\n`);
+      const heads = ["POST /v1/chat/completions HTTP/1.1", "host: localhost", "content-type: application/json", head];
+      socket.write(`${heads.join("\r\n")}\r\n\r\n`);
       socket.write(head.startsWith("content") ? '{"model"' : "8\r\n{\"model\"\r\n");
       socket.flush();
       socket.end();

@@ -98,7 +98,7 @@ describe.each([...RUNTIMES])("the bundled model behind the edge on %s", (runtime
     await edge?.stop();
   });
 
-  test("each turn of a conversation computes only what is new, and says what it would say without a cache", async () => {
+  test("each turn computes only what is new, and says what it would say without a cache", async () => {
     const system = { role: "system" as const, content: `You are ${runtime}, an assistant.` };
     const { id } = await client.conversations.create({ items: [{ type: "message", ...system }] });
     const history: Messages = [system];
@@ -149,7 +149,8 @@ describe.each([...RUNTIMES])("the bundled model behind the edge on %s", (runtime
   test("streams the same text, with a stop string, logprobs and several choices", async () => {
     const messages = user(`What colour is the sky? (${runtime})`);
     const whole = await withoutCache(messages);
-    const runner = client.chat.completions.stream({ model: MODEL, messages, temperature: 0, max_tokens: 80, n: 2, logprobs: true });
+    const body = { model: MODEL, messages, temperature: 0, max_tokens: 80 };
+    const runner = client.chat.completions.stream({ ...body, n: 2, logprobs: true });
     const final = await runner.finalChatCompletion();
     expect(final.choices.map(({ message }) => message.content)).toEqual([whole, whole]);
     const pieces = final.choices[0]!.logprobs!.content!.map(({ token }) => token);
@@ -194,8 +195,9 @@ describe.each([...RUNTIMES])("the bundled model behind the edge on %s", (runtime
     const secret = `The ${runtime} secret is ${crypto.randomUUID()}. `.repeat(8);
     await ask(client, user(secret), { conversation: id });
     expect((await ask(client, user(secret))).cachedTokens).toBeGreaterThan(64);
-    const deleted = (await client.conversations.delete(id)) as unknown as { kvasir: { blocks: Record<string, number> } };
-    const removed = Object.values(deleted.kvasir.blocks).reduce((sum, count) => sum + count, 0);
+    const deleted: unknown = await client.conversations.delete(id);
+    const { blocks } = (deleted as { kvasir: { blocks: Record<string, number> } }).kvasir;
+    const removed = Object.values(blocks).reduce((sum, count) => sum + count, 0);
     expect(removed).toBeGreaterThan(0);
     expect(await codeOf(client.conversations.retrieve(id))).toBe("404 conversation_not_found");
     // The beginning of the prompt is everybody's; the text is not.

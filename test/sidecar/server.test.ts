@@ -142,7 +142,7 @@ describe("SidecarServer with requests", () => {
     const cases: [EdgeFrame, string, string][] = [
       [submit(1, { model: "other" }), "invalid_request", "this sidecar serves tiny, not other"],
       [submit(2, { messages: [{ role: "user", content: "refused" }] }), "invalid_request", "chat template refused"],
-      [submit(3, { messages: tooLong, truncation: "disabled" }), "context_length_exceeded", "64 tokens, but the messages"],
+      [submit(3, { messages: tooLong, truncation: "disabled" }), "context_length_exceeded", "length is 64 tokens, but"],
       [submit(4, { sampling: { logitBias: [[MODEL.vocabSize, 1]] } }), "invalid_request", "logit_bias names token"],
     ];
     for (const [frame, code, message] of cases) {

@@ -24,7 +24,8 @@ export interface SidecarProcessOptions {
 }
 
 /** Resolves when it listens; throws what it wrote when it ends before that. */
-export async function startSidecarProcess({ data, port = 0, flags = [] }: SidecarProcessOptions): Promise<SidecarProcess> {
+export async function startSidecarProcess(options: SidecarProcessOptions): Promise<SidecarProcess> {
+  const { data, port = 0, flags = [] } = options;
   const args = ["--data", data, "--port", String(port), ...FLAGS, ...flags];
   const child = Bun.spawn([process.execPath, "run", "sidecar/main.ts", ...args], {
     cwd: ROOT,

@@ -1,4 +1,4 @@
-// The stand-in for an edge.
+// The stand-in for an edge, for tests of the launcher.
 
 import { runPart } from "./part.ts";
 

@@ -1,4 +1,4 @@
-// The stand-in for a sidecar.
+// The stand-in for a sidecar, for tests of the launcher.
 
 import { runPart } from "./part.ts";
 
