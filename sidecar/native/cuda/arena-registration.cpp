@@ -12,7 +12,6 @@ namespace kvs {
 
 namespace {
 
-constexpr uint64_t piece_bytes = 1ull << 30;
 constexpr uint64_t page_bytes = 4096;
 
 /** Makes the pages before the driver does, which holds its lock meanwhile. */
@@ -25,10 +24,6 @@ void populate(char* begin, uint64_t bytes) {
 }
 
 }  // namespace
-
-uint32_t arena_piece_slots(uint64_t slot_bytes) {
-  return static_cast<uint32_t>(std::max<uint64_t>(1, piece_bytes / slot_bytes));
-}
 
 ArenaRegistration::ArenaRegistration(char* slots, uint64_t slot_bytes, uint32_t slot_count, int gpu_index,
                                      std::shared_ptr<WakeSignal> wake)

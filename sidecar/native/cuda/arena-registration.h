@@ -15,7 +15,10 @@
 namespace kvs {
 
 /** Slots that are page-locked together: no copy may reach from one such piece into the next. */
-uint32_t arena_piece_slots(uint64_t slot_bytes);
+inline uint32_t arena_piece_slots(uint64_t slot_bytes) {
+  const uint64_t slots = (1ull << 30) / slot_bytes;
+  return slots == 0 ? 1 : static_cast<uint32_t>(slots);
+}
 
 class ArenaRegistration {
  public:
