@@ -176,6 +176,8 @@ class Run {
     // Keys and values may differ by a rounding of the KV type, and sums run over all of them.
     Limits limits = limits_of(dtype, config_.max_positions);
     if (dtype == KVS_F32 && config_.kv_dtype != KVS_F32) limits.row_error = 1e-3;
+    // Turned queries and softmax weights are rounded on the way; narrow rows average over few of these errors.
+    if (dtype == KVS_BF16 && q_size < 512) limits.row_error = 8e-3;
     if (dtype == KVS_F16 && config_.kv_dtype == KVS_BF16) limits = {5e-3, 32.0};
     context_.report.rows("attention", of_case, dtype, y, reference, q_size, limits);
   }

@@ -45,8 +45,8 @@ struct HeadPlan {
   char* layer;  // of the block
 };
 
-/** index: q heads, then k heads, then v heads. The row is not padding. */
-__device__ HeadPlan plan_head(uint32_t row, uint32_t index, int32_t sequence, const AppendKvArgs& args) {
+/** index: q heads, then k heads, then v heads. block: of the row. */
+__device__ HeadPlan plan_head(uint32_t row, uint32_t index, int32_t block, const AppendKvArgs& args) {
   HeadPlan plan{};
   plan.is_q = index < args.heads;
   if (plan.is_q) {
@@ -57,8 +57,6 @@ __device__ HeadPlan plan_head(uint32_t row, uint32_t index, int32_t sequence, co
   }
   const bool is_k = index < args.heads + args.kv_heads;
   const uint32_t position = static_cast<uint32_t>(args.step.row_position[row]);
-  const int32_t block =
-      args.step.block_table[args.step.sequences[sequence].table_begin + position / args.block_tokens];
   plan.norm = is_k ? args.k_norm : nullptr;
   plan.is_turned = is_k && args.rotary_dim != 0;
   plan.offset = position % args.block_tokens;
@@ -110,14 +108,14 @@ __global__ void __launch_bounds__(threads)
   wait_for_previous_kernels();
   let_next_kernel_start();
   const uint32_t row = blockIdx.x;
-  const int32_t sequence = args.step.row_sequence[row];
-  if (sequence < 0) return;
+  const int32_t block = args.step.row_block[row];
+  if (block < -1) return;  // padding
   const uint32_t head_count = args.heads + 2 * args.kv_heads;
   const uint32_t index = blockIdx.y * (threads / lanes) + threadIdx.x / lanes;
   const uint32_t lane = threadIdx.x % lanes;
   const bool is_in_head = index < head_count && lane * width < args.head_dim;
   // Lanes past the end take part in the shuffles.
-  const HeadPlan plan = plan_head(row, min(index, head_count - 1), sequence, args);
+  const HeadPlan plan = plan_head(row, min(index, head_count - 1), block, args);
   const uint64_t from = (static_cast<uint64_t>(row) * head_count + index) * args.head_dim + lane * width;
   Vector<T> vector = is_in_head ? *reinterpret_cast<const Vector<T>*>(qkv + from) : Vector<T>{};
   if (args.q_norm != nullptr || args.k_norm != nullptr || args.rotary_dim != 0) {
@@ -182,13 +180,13 @@ __global__ void __launch_bounds__(threads)
   wait_for_previous_kernels();
   let_next_kernel_start();
   const uint32_t row = blockIdx.x;
-  const int32_t sequence = args.step.row_sequence[row];
-  if (sequence < 0) return;
+  const int32_t block = args.step.row_block[row];
+  if (block < -1) return;  // padding
   const uint32_t head_count = args.heads + 2 * args.kv_heads;
   const uint32_t index = blockIdx.y * warps + threadIdx.x / 32;
   if (index >= head_count) return;
   float* head = heads[threadIdx.x / 32];
-  const HeadPlan plan = plan_head(row, index, sequence, args);
+  const HeadPlan plan = plan_head(row, index, block, args);
   const T* from = qkv + (static_cast<uint64_t>(row) * head_count + index) * args.head_dim;
   load_head(head, from, plan.norm, args.head_dim, args.epsilon);
   if (plan.is_turned) turn_head(head, plan.offset, args);

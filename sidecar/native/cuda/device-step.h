@@ -23,6 +23,7 @@ struct DeviceStep {
   const kvs_step_sequence* sequences;
   const int32_t* row_sequence;  // -1: padding
   const int32_t* row_position;
+  const int32_t* row_block;     // gpu block of the row's position; -1: outside a sliding window; -2: padding
   const int32_t* block_table;  // -1: outside a sliding window
   const int32_t* logit_row;
   const kvs_step_sampling* sampling;

@@ -18,7 +18,7 @@ constexpr uint64_t workspace_bytes = 64ull << 20;
 /** Written between timed runs: more than any level-2 cache, so that weights come from memory as they do in a model.
  */
 constexpr uint64_t flush_bytes = 96ull << 20;
-constexpr int candidate_count = 8;
+constexpr int candidate_count = 16;
 constexpr int timed_runs = 3;
 
 void check_library(cublaslt::Status status, const char* what) {

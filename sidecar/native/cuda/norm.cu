@@ -148,8 +148,8 @@ cudaError_t launch_norm(T* y, const T* x, uint32_t row_count, const NormArgs& ar
   if (args.size % width != 0 || vectors > threads_max * vectors_max || !is_aligned_all) {
     return launch(true, norm_elements_kernel<T>, row_count, 256, 0, stream, y, x, args);
   }
-  const uint32_t threads = std::min(threads_max, (vectors + 31) / 32 * 32);
-  const uint32_t each = (vectors + threads - 1) / threads;
+  const uint32_t each = (vectors + threads_max - 1) / threads_max;
+  const uint32_t threads = ((vectors + each - 1) / each + 31) / 32 * 32;
   if (each == 1) return launch(true, norm_vectors_kernel<T, 1>, row_count, threads, 0, stream, y, x, args);
   if (each == 2) return launch(true, norm_vectors_kernel<T, 2>, row_count, threads, 0, stream, y, x, args);
   if (each <= 4) return launch(true, norm_vectors_kernel<T, 4>, row_count, threads, 0, stream, y, x, args);

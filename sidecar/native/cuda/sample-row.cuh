@@ -1,5 +1,5 @@
 // One row of logits as the sampler sees it: an order (likeliest first, of equals the lowest id) and a mass for each
-// token, in 64-bit fixed point, so that sums are exact and no result depends on the order of threads.
+// token, an integer, so that sums are exact and no result depends on the order of threads.
 
 #pragma once
 
@@ -10,14 +10,17 @@ namespace kvs {
 struct LogitRow {
   const float* logits;
   uint32_t size;
+  uint32_t begin;  // ids [begin, end): this block's share
+  uint32_t end;
   float max;
   float scale;  // 1 / temperature
 
-  /** In (0, 1]; the likeliest token has 1. */
+  /** In [0, 1]; the likeliest token has 1. */
   __device__ float weight(float logit) const { return expf((logit - max) * scale); }
-  /** weight * 2^40, so that 2^24 of them fit. */
-  __device__ static uint64_t mass_of_weight(float weight) { return __float2ull_rn(weight * 0x1p40f); }
-  __device__ uint64_t mass(float logit) const { return mass_of_weight(weight(logit)); }
+  /** weight * 2^31. What is less likely than the likeliest by 2^-32 has none: a uniform of 24 bits could not meet it.
+   */
+  __device__ static uint32_t mass_of_weight(float weight) { return __float2uint_rn(weight * 0x1p31f); }
+  __device__ uint32_t mass(float logit) const { return mass_of_weight(weight(logit)); }
 };
 
 inline constexpr uint32_t rank_bits = 56;

@@ -23,6 +23,7 @@ struct SampleArgs {
   char* workspace;
   uint64_t workspace_bytes;
   int sm_count;
+  int compute_capability;
   cudaStream_t stream;
 };
 

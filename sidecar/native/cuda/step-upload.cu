@@ -18,8 +18,12 @@ struct Segment {
   uint32_t ints;
 };
 
+enum SegmentIndex { of_sequences, of_row_sequence, of_row_position, of_logit_row, of_block_table, segment_count };
+
 struct Spread {
-  Segment segments[5];
+  Segment segments[segment_count];
+  int32_t* row_block;
+  uint32_t block_tokens;
   StepCounts* counts;
   StepCounts values;
 };
@@ -29,6 +33,16 @@ __global__ void spread_step(const __grid_constant__ Spread spread) {
   if (first == 0) *spread.counts = spread.values;
   for (const Segment& segment : spread.segments) {
     for (uint32_t i = first; i < segment.ints; i += gridDim.x * blockDim.x) segment.to[i] = segment.from[i];
+  }
+  // What every layer's kernels would look up one load after the other.
+  const kvs_step_sequence* sequences = reinterpret_cast<const kvs_step_sequence*>(spread.segments[of_sequences].from);
+  const int32_t* row_sequence = spread.segments[of_row_sequence].from;
+  const int32_t* row_position = spread.segments[of_row_position].from;
+  const int32_t* block_table = spread.segments[of_block_table].from;
+  for (uint32_t row = first; row < static_cast<uint32_t>(spread.values.row_count); row += gridDim.x * blockDim.x) {
+    const int32_t sequence = row_sequence[row];
+    const uint32_t block = static_cast<uint32_t>(row_position[row]) / spread.block_tokens;
+    spread.row_block[row] = sequence < 0 ? -2 : block_table[sequences[sequence].table_begin + block];
   }
 }
 
@@ -59,7 +73,7 @@ StepUpload::StepUpload(const kvs_device_config& config, int urgent_priority)
   const uint64_t rows = padded(config.max_rows * sizeof(int32_t));
   table_capacity_ = table_capacity(config);
   const uint64_t table = padded(table_capacity_ * sizeof(int32_t));
-  memory_ = DeviceMemory(256 + sequences + 3 * rows + table, "the step input");
+  memory_ = DeviceMemory(256 + sequences + 4 * rows + table, "the step input");
   char* at = memory_.as<char>();
   const auto take = [&](uint64_t bytes) {
     char* taken = at;
@@ -70,6 +84,7 @@ StepUpload::StepUpload(const kvs_device_config& config, int urgent_priority)
   arrays_.sequences = reinterpret_cast<kvs_step_sequence*>(take(sequences));
   arrays_.row_sequence = reinterpret_cast<int32_t*>(take(rows));
   arrays_.row_position = reinterpret_cast<int32_t*>(take(rows));
+  arrays_.row_block = reinterpret_cast<int32_t*>(take(rows));
   arrays_.logit_row = reinterpret_cast<int32_t*>(take(rows));
   arrays_.block_table = reinterpret_cast<int32_t*>(take(table));
 }
@@ -104,6 +119,8 @@ void StepUpload::begin(const int32_t* step, uint32_t bytes, const StepInput& inp
                        segment(arrays_.row_position, input.row_position, input.row_count),
                        segment(arrays_.logit_row, input.logit_row, input.logit_count),
                        segment(arrays_.block_table, input.block_table, table)},
+                      const_cast<int32_t*>(arrays_.row_block),
+                      config_.block_tokens,
                       const_cast<StepCounts*>(arrays_.counts),
                       {static_cast<int32_t>(input.row_count), static_cast<int32_t>(input.sequence_count),
                        static_cast<int32_t>(input.logit_count), 0}};
