@@ -37,8 +37,7 @@ interface StepInFlight {
   readonly batch: Batch;
   readonly samples: readonly { sequence: Sequence; logitRow: number }[];
   readonly enqueuedAtMs: number;
-  /** Rows of prompts, by which the speed of prefill is measured; 0 for a step that mostly decodes. */
-  readonly prefillRows: number;
+  readonly rowCount: number;
 }
 
 export interface EngineStats {
@@ -49,9 +48,6 @@ export interface EngineStats {
   rowsComputed: number;
   tokensGenerated: number;
 }
-
-/** Below this many rows a step takes as long as for one: it says nothing about the speed of prefill. */
-const PREFILL_ROWS_MIN = 32;
 
 export class Engine {
   readonly #scheduler: Scheduler;
@@ -148,9 +144,9 @@ export class Engine {
   /** Reads finished steps, oldest first. */
   #complete(): void {
     while (this.#inFlight.length > 0 && this.runner.isFinished(this.#inFlight[0]!.batch)) {
-      const { batch, samples, enqueuedAtMs, prefillRows } = this.#inFlight.shift()!;
+      const { batch, samples, enqueuedAtMs, rowCount } = this.#inFlight.shift()!;
       this.cache.noteStepCompleted();
-      this.cache.prefillRate.note(prefillRows, enqueuedAtMs, this.now());
+      this.cache.stepTimes.note(rowCount, enqueuedAtMs, this.now());
       for (const { sequence, logitRow } of samples) this.#applySample(sequence, batch, logitRow);
       this.#freeBatches.push(batch);
     }
@@ -190,11 +186,9 @@ export class Engine {
     // Named before they are computed, so that each layer can be saved behind its computation.
     for (const { sequence, count } of scheduled) this.#advance(sequence, count);
     const { rowCount, sequenceCount } = batch;
-    const isPrefill = rowCount >= PREFILL_ROWS_MIN && rowCount > 2 * sequenceCount;
     this.runner.run(batch, this.#hooks(scheduled, rowCount > sequenceCount));
     this.cache.noteStepEnqueued();
-    const prefillRows = isPrefill ? rowCount : 0;
-    this.#inFlight.push({ batch, samples, enqueuedAtMs: nowMs, prefillRows });
+    this.#inFlight.push({ batch, samples, enqueuedAtMs: nowMs, rowCount });
     return true;
   }
 

@@ -1,5 +1,5 @@
-// Measured once at start, before the first request: how fast this device computes prompts and how fast blocks come up
-// from host memory. The choice between loading and computing starts from these, and goes on learning.
+// Measured once at start, before the first request: how long steps take on this device and how fast blocks come up from
+// host memory. The choice between loading and computing starts from these, and goes on learning.
 
 import type { KvCache } from "../kvcache/kv-cache.ts";
 import { EventPool, LayerTransfer } from "../kvcache/layer-transfer.ts";
@@ -7,20 +7,22 @@ import type { Batch } from "../model/batch.ts";
 import type { Model } from "../model/model.ts";
 import type { ModelRunner } from "./model-runner.ts";
 
-/** A prompt so long that its speed is that of longer ones, and short enough for a slow machine. */
-const PROBE_ROWS = 64;
+/** A step of one row, and one long enough for the rows to count and short enough for a slow machine. */
+const PROBE_ROWS = [1, 64];
 const PROBE_BLOCKS = 8;
 const REPEATS = 3;
 const WAIT_US = 1_000_000;
 
-/** Fills the cache's rate meters. Nothing may be in use yet: the blocks are overwritten. */
+/** Fills the cache's meters. Nothing may be in use yet: the blocks are overwritten. */
 export function probe(model: Model, runner: ModelRunner, cache: KvCache): void {
   const [batch] = runner.batches;
   for (let i = 0; i < REPEATS; i++) {
-    const beginMs = performance.now();
-    prefill(model, runner, batch!, cache.blockTokens);
-    // The first one touches memory and picks algorithms: what it takes says nothing.
-    if (i > 0) cache.prefillRate.note(batch!.rowCount, beginMs, performance.now());
+    for (const rows of PROBE_ROWS) {
+      const beginMs = performance.now();
+      const rowCount = prefill(model, runner, batch!, rows, cache.blockTokens);
+      // The first one touches memory and picks algorithms: what it takes says nothing.
+      if (i > 0) cache.stepTimes.note(rowCount, beginMs, performance.now());
+    }
   }
   if (cache.residency.tiers.host === null) return;
   const events = new EventPool(model.device);
@@ -44,8 +46,8 @@ export function describeBreakEven({ costs, options, blockTokens }: KvCache): str
   );
 }
 
-function prefill(model: Model, runner: ModelRunner, batch: Batch, blockTokens: number): void {
-  const rowCount = Math.min(PROBE_ROWS, batch.limits.maxRows, model.maxModelLen - 1);
+function prefill(model: Model, runner: ModelRunner, batch: Batch, rows: number, blockTokens: number): number {
+  const rowCount = Math.min(rows, batch.limits.maxRows, model.maxModelLen - 1);
   const blockTable = Array.from({ length: Math.ceil((rowCount + 1) / blockTokens) }, (_, i) => i);
   runner.writeTokens(0, new Int32Array(rowCount).fill(1));
   batch.reset();
@@ -53,6 +55,7 @@ function prefill(model: Model, runner: ModelRunner, batch: Batch, blockTokens: n
   batch.add({ slot: 0, position: 0, rowCount, blockTable, ...rest });
   runner.run(batch, null);
   while (!runner.isFinished(batch)) model.device.wait(WAIT_US);
+  return rowCount;
 }
 
 /** Returns how many blocks were loaded. */

@@ -26,7 +26,8 @@ export function cacheStats(cache: KvCache): Record<string, number> {
     windowBlocks: cache.policy.windowCount,
     loadBytesPerMs: costs.loadRate.perMs ?? 0,
     readBytesPerMs: costs.readRate.perMs ?? 0,
-    prefillTokensPerMs: costs.prefillRate.perMs ?? 0,
+    stepMsPerRow: costs.stepTimes.msPerRow ?? 0,
+    stepMsOfOneRow: costs.stepTimes.expectedMs(1) ?? 0,
   };
   for (const [reason, count] of residency.lost.counts) stats[`lostBlocks_${reason}`] = count;
   return stats;

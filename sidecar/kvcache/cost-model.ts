@@ -2,6 +2,7 @@
 // the two: a cache must never make a request slower than no cache would.
 
 import type { RateMeter } from "./rate-meter.ts";
+import type { StepTimes } from "./step-times.ts";
 
 /** One block of a matched prefix, in order: what must move before it can be used. */
 export interface BlockCost {
@@ -34,8 +35,7 @@ export class CostModel {
     readonly loadRate: RateMeter,
     /** Bytes from disk to host memory. */
     readonly readRate: RateMeter,
-    /** Tokens of prefill. */
-    readonly prefillRate: RateMeter,
+    readonly stepTimes: StepTimes,
   ) {}
 
   /**
@@ -46,7 +46,7 @@ export class CostModel {
   choose(blocks: readonly BlockCost[], newTokens: number, isShared: boolean): Choice {
     const all = this.#loadMs(blocks);
     const cachedTokens = blocks.filter(isMoving).length * this.options.blockTokens;
-    const recomputeMs = this.prefillRate.expectedMs(cachedTokens);
+    const recomputeMs = this.#anewMs(cachedTokens);
     const predicted = { predictedLoadMs: all, predictedRecomputeMs: recomputeMs };
     if (all === null || recomputeMs === null || this.options.recompute === "never") {
       return { blockCount: blocks.length, ...predicted };
@@ -56,16 +56,16 @@ export class CostModel {
 
   /** Rate at which a tier must deliver to beat an idle device, bytes per ms: KV bytes made by prefill. */
   breakEven(bytesPerToken: number): number | null {
-    const { perMs } = this.prefillRate;
-    return perMs === null ? null : perMs * bytesPerToken;
+    const { msPerRow } = this.stepTimes;
+    return msPerRow === null ? null : bytesPerToken / msPerRow;
   }
 
   #cheapest(blocks: readonly BlockCost[], newTokens: number, isShared: boolean): number {
     const bytes = sumOf(blocks);
     let anewTokens = 0;
     const ttftMs = (): number => {
-      const computeMs = this.prefillRate.expectedMs(anewTokens + newTokens)!;
-      const delayMs = isShared ? this.prefillRate.expectedMs(anewTokens)! : 0;
+      const computeMs = this.stepTimes.expectedMs(anewTokens + newTokens)!;
+      const delayMs = isShared ? this.#anewMs(anewTokens)! : 0;
       return this.#readMs(bytes) + Math.max(this.#copyMs(bytes), computeMs) + delayMs;
     };
     const fullMs = ttftMs();
@@ -87,6 +87,12 @@ export class CostModel {
     if (bytes.hostBytes + bytes.diskBytes === 0 || this.loadRate.perMs === null) return null;
     if (bytes.diskBytes > 0 && this.readRate.perMs === null) return null;
     return this.#readMs(bytes) + this.#copyMs(bytes);
+  }
+
+  /** What so many more rows add to steps that run in any case. */
+  #anewMs(tokens: number): number | null {
+    const { msPerRow } = this.stepTimes;
+    return msPerRow === null ? null : msPerRow * tokens;
   }
 
   #readMs({ diskBytes }: BlockCost): number {

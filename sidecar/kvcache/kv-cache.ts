@@ -13,8 +13,8 @@ import type { BlockTable, OpenedSequence, QueuedPrompt } from "./opened-sequence
 import { CachePolicy, type Keep, type PolicyName } from "./policy.ts";
 import { PrefixMatcher } from "./prefix-match.ts";
 import { PromptOpener } from "./prompt-opener.ts";
-import { RateMeter } from "./rate-meter.ts";
 import { type BlockCopier, type LowerTiers, Residency } from "./residency.ts";
+import { StepTimes } from "./step-times.ts";
 import { TruncationRule } from "./view.ts";
 
 /** What the cache needs from a device; tests give a fake. */
@@ -51,8 +51,8 @@ export class KvCache {
   readonly moves: BlockMoves;
   readonly background: Background;
   readonly costs: CostModel;
-  /** Tokens of prefill; the engine measures. */
-  readonly prefillRate = new RateMeter();
+  /** The engine measures. */
+  readonly stepTimes = new StepTimes();
   readonly policy: CachePolicy<CachedBlock>;
   readonly #matcher: PrefixMatcher;
   readonly #opener: PromptOpener;
@@ -78,7 +78,7 @@ export class KvCache {
     this.background = new Background(this.residency, this.moves, options.background);
     const { index, lost } = this.residency;
     const { loadRate, readRate } = this.moves;
-    this.costs = new CostModel(options, loadRate, readRate, this.prefillRate);
+    this.costs = new CostModel(options, loadRate, readRate, this.stepTimes);
     this.#matcher = new PrefixMatcher(index, lost);
     this.#opener = new PromptOpener(this.residency, this.moves, this.#matcher, this.costs, options);
   }
@@ -266,7 +266,7 @@ export class KvCache {
     const { preloadLayers, maxLoadStallMs, blockBytes } = this.options;
     if (preloadLayers !== null) return ready >= Math.min(preloadLayers, load.layers);
     const loadMs = this.moves.loadRate.expectedMs(load.hostSlots.length * blockBytes);
-    const computeMs = this.prefillRate.expectedMs(rowCount);
+    const computeMs = this.stepTimes.expectedMs(rowCount);
     if (loadMs === null || computeMs === null) return false;
     return (loadMs * (load.layers - ready)) / load.layers <= computeMs + maxLoadStallMs;
   }
