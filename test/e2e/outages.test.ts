@@ -57,9 +57,9 @@ describe.each([...RUNTIMES])("outages behind the edge on %s", (runtime) => {
     while ((await fetch(`${edge.url}/readyz`)).status !== 200);
   }
 
-  async function turn(conversation: string, content: string, fields: object = {}) {
+  async function turn(conversation: string, content: string, fields: object = {}, by = client) {
     const body = { model: MODEL, messages: user(content), temperature: 0, max_tokens: 60, conversation, ...fields };
-    const answer = await client.chat.completions.create(body as OpenAI.ChatCompletionCreateParamsNonStreaming);
+    const answer = await by.chat.completions.create(body as OpenAI.ChatCompletionCreateParamsNonStreaming);
     const { kvasir } = answer as unknown as { kvasir: { cached_tokens: Record<"gpu" | "host" | "disk", number> } };
     return { text: answer.choices[0]!.message.content!, usage: answer.usage!, cached: kvasir.cached_tokens };
   }
@@ -86,6 +86,20 @@ describe.each([...RUNTIMES])("outages behind the edge on %s", (runtime) => {
     expect(next.cached.host + next.cached.disk).toBeGreaterThanOrEqual(128);
   });
 
+  test("what was deleted while the sidecar was away is gone when it is back", async () => {
+    const { id } = await client.conversations.create({});
+    const secret = `${crypto.randomUUID()} is the secret of ${runtime}. `.repeat(8);
+    await turn(id, secret);
+    await sidecar.stop();
+    const deleted: unknown = await client.conversations.delete(id);
+    expect(deleted).toMatchObject({ deleted: true, kvasir: { blocks: {}, pending_sidecars: ["sidecar-1"] } });
+    await restart();
+    const again = await client.chat.completions.create({ model: MODEL, messages: user(secret), max_tokens: 5 });
+    // The beginning of every prompt is not this conversation's.
+    expect(again.usage!.prompt_tokens_details!.cached_tokens).toBeLessThan(64);
+    expect(again.usage!.prompt_tokens).toBeGreaterThan(128);
+  });
+
   test("a sidecar that is killed mid-answer ends the stream with an error, and the turn is not stored", async () => {
     const { id } = await client.conversations.create({});
     await turn(id, LONG);
@@ -102,10 +116,11 @@ describe.each([...RUNTIMES])("outages behind the edge on %s", (runtime) => {
     expect((await contentsOf(id)).length).toBe(4);
   });
 
-  test("a request that comes while the sidecar is away waits for it", async () => {
+  test("a request that comes while the sidecar is away waits for it, or is told when to come again", async () => {
     await sidecar.kill();
     const { id } = await client.conversations.create({});
-    const [{ text }] = await Promise.all([turn(id, "Hello?"), restart()]);
+    const patient = client.withOptions({ maxRetries: 20 }); // it waits as Retry-After says
+    const [{ text }] = await Promise.all([turn(id, "Hello?", {}, patient), restart()]);
     expect(await contentsOf(id)).toEqual(["Hello?", text]);
   });
 
