@@ -110,27 +110,48 @@ inline void add_alibi(float* scores, KeyRange range, float slope, uint32_t posit
   for (uint32_t t = range.begin; t < range.end; ++t) scores[t] += slope * (distance + static_cast<float>(t));
 }
 
-/** Scores become weights e^(score - max); the sum runs on. Returns what earlier sums and outputs shrink by. */
-inline float update_softmax(float* scores, KeyRange range, float& maximum, float& sum) {
+/** Scores outside the range, up to whole vectors, become -inf; the largest of the rest and `maximum`. */
+inline float largest_score(float* scores, KeyRange range, float maximum) {
   const uint32_t begin = range.begin / W * W;
   const uint32_t end = round_up(range.end, W);
   for (uint32_t t = begin; t < range.begin; ++t) scores[t] = -__builtin_inff();
   for (uint32_t t = range.end; t < end; ++t) scores[t] = -__builtin_inff();
   Vec most = Vec::set(maximum);
   for (uint32_t t = begin; t < end; t += W) most = Vec::max(Vec::load(scores + t), most);
-  const float new_maximum = max_of(most);
-  const Vec offset = Vec::set(new_maximum);
+  return max_of(most);
+}
+
+/** Scores become weights e^(score - maximum); their sum. */
+inline float weigh_scores(float* scores, KeyRange range, float maximum) {
+  const Vec offset = Vec::set(maximum);
   Vec total = Vec::zero();
-  for (uint32_t t = begin; t < end; t += W) {
+  for (uint32_t t = range.begin / W * W; t < range.end; t += W) {
     const Vec weight = exp_of(Vec::load(scores + t) - offset);
     weight.store(scores + t);
     total = total + weight;
   }
-  alignas(64) float shrink[W];
-  exp_of(Vec::set(maximum) - offset).store(shrink);
-  maximum = new_maximum;
-  sum = sum * shrink[0] + sum_of(total);
-  return shrink[0];
+  return sum_of(total);
+}
+
+/** Scores of `count` queries become weights, sums run on; shrink[i]: what query i's earlier sums shrink by. */
+inline void update_softmax(const AttentionState& state, uint32_t query, uint32_t count, const KeyRange* ranges,
+                           float* shrink) {
+  static_assert(query_rows <= 2 * W);
+  alignas(64) float maxima[2 * W] = {};
+  alignas(64) float steps[2 * W] = {};
+  for (uint32_t i = 0; i < count; ++i) {
+    if (ranges[i].is_empty()) continue;
+    const float before = state.maxima[query + i];
+    maxima[i] = largest_score(state.scores + i * state.key_stride, ranges[i], before);
+    steps[i] = before - maxima[i];
+    state.maxima[query + i] = maxima[i];
+  }
+  for (uint32_t i = 0; i < count; i += W) exp_of(Vec::load(steps + i)).store(shrink + i);
+  for (uint32_t i = 0; i < count; ++i) {
+    if (ranges[i].is_empty()) continue;
+    const float sum = weigh_scores(state.scores + i * state.key_stride, ranges[i], maxima[i]);
+    state.sums[query + i] = state.sums[query + i] * shrink[i] + sum;
+  }
 }
 
 /** The values of a tile, as they lie: (block_tokens, head_dim). */
@@ -195,17 +216,16 @@ inline void attend_tile(const AttentionTask& task, const AttentionPiece& piece, 
   with_count<query_rows>(count, [&](auto rows) {
     score_queries<decltype(rows)::value>(state, config.head_dim, widest.end);
   });
-  float shrink[query_rows];
-  for (uint32_t i = 0; i < count; ++i) {
-    if (ranges[i].is_empty()) continue;
-    float* scores = state.scores + i * state.key_stride;
-    if (task.alibi_slopes != nullptr) {
+  if (task.alibi_slopes != nullptr) {
+    for (uint32_t i = 0; i < count; ++i) {
       const uint32_t row = piece.row_begin + (query + i) / heads;
       const uint32_t head = piece.head_begin + (query + i) % heads;
-      add_alibi(scores, ranges[i], task.alibi_slopes[head], static_cast<uint32_t>(task.step->row_position[row]), base);
+      add_alibi(state.scores + i * state.key_stride, ranges[i], task.alibi_slopes[head],
+                static_cast<uint32_t>(task.step->row_position[row]), base);
     }
-    shrink[i] = update_softmax(scores, ranges[i], state.maxima[query + i], state.sums[query + i]);
   }
+  alignas(64) float shrink[2 * W];
+  update_softmax(state, query, count, ranges, shrink);
   if (is_uniform) {
     with_count<query_rows>(count, [&](auto rows) {
       add_values<Panel, decltype(rows)::value>(state, values, query, state.scores, shrink, ranges[0]);
@@ -219,10 +239,17 @@ inline void attend_tile(const AttentionTask& task, const AttentionPiece& piece, 
   }
 }
 
-/** Where dim `d` of an output lies: values load two vectors at a time. */
+/** y = output / sum, in the order of dims. */
 template <class Panel>
-inline uint32_t place_of_dim(uint32_t d) {
-  return Panel::is_paired ? d / tile_outputs * tile_outputs + d % 2 * W + d % tile_outputs / 2 : d;
+inline void write_output(float* y, const float* output, float sum, uint32_t head_dim) {
+  const Vec scale = Vec::set(1.0f / sum);
+  for (uint32_t d = 0; d < head_dim; d += 2 * W) {
+    Vec a = Vec::load(output + d) * scale;
+    Vec b = Vec::load(output + d + W) * scale;
+    if constexpr (Panel::is_paired) Vec::zip(a, b);
+    F32::store(y + d, min_of(W, head_dim - d), a);
+    if (d + W < head_dim) F32::store(y + d + W, min_of(W, head_dim - d - W), b);
+  }
 }
 
 template <class Panel>
@@ -232,10 +259,8 @@ inline void write_outputs(const AttentionTask& task, const AttentionPiece& piece
   for (uint32_t query = 0; query < (piece.row_end - piece.row_begin) * heads; ++query) {
     const uint64_t row = piece.row_begin + query / heads;
     const uint32_t head = piece.head_begin + query % heads;
-    float* y = task.y + (row * task.config->heads + head) * head_dim;
-    const float* output = state.outputs + static_cast<uint64_t>(query) * state.dim_stride;
-    const float scale = 1.0f / state.sums[query];
-    for (uint32_t d = 0; d < head_dim; ++d) y[d] = output[place_of_dim<Panel>(d)] * scale;
+    write_output<Panel>(task.y + (row * task.config->heads + head) * head_dim,
+                        state.outputs + static_cast<uint64_t>(query) * state.dim_stride, state.sums[query], head_dim);
   }
 }
 

@@ -52,6 +52,16 @@ struct Vec {
     return {_mm512_or_ps(v, _mm512_and_ps(s.v, _mm512_set1_ps(-0.0f)))};
   }
   bool any_nan() const { return _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q) != 0; }
+  /** Both operands' lanes in turns: a0 b0 a1 b1 ... */
+  static void zip(Vec& a, Vec& b) {
+    const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
+    const __m512 first = _mm512_permutex2var_ps(a.v, low, b.v);
+    b = {_mm512_permutex2var_ps(a.v, high, b.v)};
+    a = {first};
+  }
+  __m256 low_half() const { return _mm512_castps512_ps256(v); }
+  __m256 high_half() const { return _mm512_extractf32x8_ps(v, 1); }
 
  private:
   static __mmask16 mask(uint32_t n) { return static_cast<__mmask16>((1u << n) - 1); }
@@ -110,6 +120,11 @@ struct Vec {
   Vec abs() const { return {_mm256_andnot_ps(_mm256_set1_ps(-0.0f), v)}; }
   Vec with_sign_of(Vec s) const { return {_mm256_or_ps(v, _mm256_and_ps(s.v, _mm256_set1_ps(-0.0f)))}; }
   bool any_nan() const { return _mm256_movemask_ps(_mm256_cmp_ps(v, v, _CMP_UNORD_Q)) != 0; }
+  static void zip(Vec& a, Vec& b) {
+    const __m256 low = _mm256_unpacklo_ps(a.v, b.v), high = _mm256_unpackhi_ps(a.v, b.v);
+    a = {_mm256_permute2f128_ps(low, high, 0x20)};
+    b = {_mm256_permute2f128_ps(low, high, 0x31)};
+  }
 
  private:
   static __m256i mask(uint32_t n) {
@@ -216,6 +231,13 @@ struct Vec {
     }
     return false;
   }
+  static void zip(Vec& a, Vec& b) {
+    const Vec even = a, odd = b;
+    for (uint32_t i = 0; i < W; ++i) {
+      (i < W / 2 ? a.v[2 * i] : b.v[2 * i - W]) = even.v[i];
+      (i < W / 2 ? a.v[2 * i + 1] : b.v[2 * i + 1 - W]) = odd.v[i];
+    }
+  }
 
  private:
   template <class Element>
@@ -233,7 +255,34 @@ constexpr uint32_t W = Vec::W;
 constexpr uint32_t min_of(uint32_t a, uint32_t b) { return a < b ? a : b; }
 constexpr uint32_t max_of(uint32_t a, uint32_t b) { return a > b ? a : b; }
 
+#if defined(__AVX2__)
+
+#if defined(__AVX512F__)
+inline __m256 halves_added(Vec a) { return _mm256_add_ps(a.low_half(), a.high_half()); }
+inline __m256 halves_max(Vec a) { return _mm256_max_ps(a.low_half(), a.high_half()); }
+#else
+inline __m256 halves_added(Vec a) { return a.v; }
+inline __m256 halves_max(Vec a) { return a.v; }
+#endif
+
 /** Lanes added in halves: the same order for any W that is a power of two. */
+inline float sum_of(Vec a) {
+  const __m256 eight = halves_added(a);
+  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+
+/** Of lanes without NaN. */
+inline float max_of(Vec a) {
+  const __m256 eight = halves_max(a);
+  const __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+}
+
+#else
+
 inline float sum_of(Vec a) {
   alignas(64) float lanes[W];
   a.store(lanes);
@@ -250,6 +299,8 @@ inline float max_of(Vec a) {
   for (uint32_t i = 1; i < W; ++i) most = lanes[i] > most ? lanes[i] : most;
   return most;
 }
+
+#endif
 
 /** e^x to about 2 ulp; 0 below -87.3 (also for -inf), NaN stays. */
 inline Vec exp_of(Vec x) {
