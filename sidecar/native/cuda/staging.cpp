@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "host-read.h"
+
 namespace kvs {
 
 void Staging::copy_to_device(void* destination, const void* source, uint64_t bytes, cudaStream_t stream) {
@@ -13,7 +15,11 @@ void Staging::copy_to_device(void* destination, const void* source, uint64_t byt
   while (bytes != 0) {
     const uint64_t size = std::min(bytes, piece_bytes());
     const char* piece = take(from, size);
-    check_cuda(cudaMemcpyAsync(to, piece, size, cudaMemcpyHostToDevice, stream), "copy to the device");
+    if (size <= host_read_bytes_max && (size | reinterpret_cast<uint64_t>(to)) % sizeof(int32_t) == 0) {
+      read_host(to, piece, size, stream);
+    } else {
+      check_cuda(cudaMemcpyAsync(to, piece, size, cudaMemcpyHostToDevice, stream), "copy to the device");
+    }
     release(stream);
     to += size;
     from += size;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "host-read.h"
 #include "step-upload.h"
 
 namespace kvs {
@@ -105,7 +106,11 @@ void StepUpload::begin(const int32_t* step, uint32_t bytes, const StepInput& inp
   Slot& slot = slots_[begun_++ % slot_count];
   grow(slot, bytes);
   check_cuda(cudaStreamWaitEvent(stream_, slot.released, 0), "cudaStreamWaitEvent");
-  check_cuda(cudaMemcpyAsync(slot.memory.as(), step, bytes, cudaMemcpyHostToDevice, stream_), "upload of the step");
+  if (bytes <= host_read_bytes_max) {
+    read_host(slot.memory.as(), step, bytes, stream_);
+  } else {
+    check_cuda(cudaMemcpyAsync(slot.memory.as(), step, bytes, cudaMemcpyHostToDevice, stream_), "upload of the step");
+  }
   slot.uploaded.record(stream_);
   check_cuda(cudaStreamWaitEvent(compute, slot.uploaded, 0), "cudaStreamWaitEvent");
 
