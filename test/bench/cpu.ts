@@ -3,6 +3,7 @@
 // for a random one of a billion parameters.
 //
 //   bun run test/bench/cpu.ts [--threads 2] [--rounds 5] [--models bundled,1b] [--isa best]
+//     [--llamacpp DIR]: llama.cpp in turns with it, see llamacpp.ts
 
 import { mkdtempSync, rmSync } from "node:fs";
 import { cpus, tmpdir } from "node:os";
@@ -12,6 +13,7 @@ import type { Isa } from "../../sidecar/native.ts";
 import { ModelDirectory } from "../support/model-directory.ts";
 import { BUNDLED_MODEL } from "../support/recall.ts";
 import { BenchModel } from "./cpu-model.ts";
+import { LlamaCpp } from "./llamacpp.ts";
 
 const { values } = parseArgs({
   options: {
@@ -19,6 +21,7 @@ const { values } = parseArgs({
     rounds: { type: "string", default: "5" },
     models: { type: "string", default: "bundled,1b" },
     isa: { type: "string", default: "best" },
+    llamacpp: { type: "string" },
   },
 });
 const threads = Number(values.threads);
@@ -65,68 +68,113 @@ interface Plan {
   readonly randomWeights: boolean;
   readonly prompts: readonly number[];
   readonly contexts: readonly number[];
+  /** Decode steps of one measurement. */
   readonly steps: number;
 }
 
-const median = (numbers: readonly number[]): number =>
-  numbers.toSorted((a, b) => a - b)[Math.floor(numbers.length / 2)]!;
+/** Milliseconds of a prompt or a decode step, by "prefill:512", "decode:64", "decode:64 x8". */
+class Times {
+  readonly #times = new Map<string, number[]>();
+
+  note(key: string, ms: readonly number[]): void {
+    this.#times.set(key, [...(this.#times.get(key) ?? []), ...ms]);
+  }
+
+  best(key: string): number | null {
+    const ms = this.#times.get(key);
+    return ms === undefined ? null : Math.min(...ms);
+  }
+
+  median(key: string): number {
+    return this.#times.get(key)!.toSorted((a, b) => a - b)[Math.floor(this.#times.get(key)!.length / 2)]!;
+  }
+
+  keys(): string[] {
+    return [...this.#times.keys()];
+  }
+}
+
+const SEQUENCES = 8;
 const percent = (part: number, whole: number): string => `${((100 * part) / whole).toFixed(0)} %`;
 
-async function measure(plan: Plan, probe: HardwareProbe): Promise<void> {
-  const sequences = 8;
+function runRound(model: BenchModel, plan: Plan, times: Times): void {
+  for (const count of plan.prompts) times.note(`prefill:${count}`, [model.prefill(count)]);
+  for (const context of plan.contexts) {
+    for (let i = 0; i < 4; i++) {
+      times.note(`decode:${context}`, [model.decode(context, plan.steps)]);
+      times.note(`decode:${context} x${SEQUENCES}`, [model.decode(context, plan.steps, SEQUENCES)]);
+    }
+  }
+}
+
+async function measure(plan: Plan, probe: HardwareProbe, llamaCpp: LlamaCpp | null): Promise<void> {
+  llamaCpp?.prepare(plan.directory, plan.randomWeights);
   const maxRows = Math.max(...plan.prompts);
-  using model = await BenchModel.load({ ...plan, threads, isa: values.isa as Isa, maxRows, sequences });
+  using model = await BenchModel.load({ ...plan, threads, isa: values.isa as Isa, maxRows, sequences: SEQUENCES });
   const { layers, output } = model.matrixParameters;
   const weightBytes = 2 * (layers + output);
-  const times = new Map<string, number[]>();
-  const note = (key: string, ms: readonly number[]): void => {
-    times.set(key, [...(times.get(key) ?? []), ...ms]);
-  };
+  const [ours, theirs] = [new Times(), new Times()];
   let gflops = 0;
   let readGBps = 0;
+  const work = [
+    ...plan.prompts.filter((count) => count <= 512).map((count) => `prefill:${count}`),
+    ...plan.contexts.map((context) => `decode:${context}`),
+  ];
   model.prefill(Math.min(...plan.prompts));
   for (let round = 0; round < rounds; round++) {
     const hardware = probe.measure(Math.round(weightBytes / 2 ** 20));
     gflops = Math.max(gflops, hardware.gflops);
     readGBps = Math.max(readGBps, hardware.readGBps);
-    for (const count of plan.prompts) note(`prefill ${count}`, [model.prefill(count)]);
-    for (const context of plan.contexts) {
-      for (let i = 0; i < 4; i++) {
-        note(`decode ${context}`, [model.decode(context, plan.steps)]);
-        note(`decode ${context} x${sequences}`, [model.decode(context, plan.steps, sequences)]);
-      }
-    }
+    runRound(model, plan, ours);
+    if (llamaCpp === null) continue;
+    const measured = llamaCpp.measure(work, threads, 3, plan.steps);
+    for (const [key, ms] of Object.entries(measured)) theirs.note(key, ms);
   }
   const info = model.model.device.info();
-  console.log(`\n${plan.name}: ${((layers + output) / 1e6).toFixed(1)}M weights, ${info["isa"]}, ${threads} threads`);
   const mebibytes = (weightBytes / 2 ** 20).toFixed(0);
-  console.log(`${info["name"]}: ${gflops} GFLOP/s, reads ${readGBps} GB/s of ${mebibytes} MiB`);
-  console.log("| what | tokens/s, best | median | GFLOP/s, best | of peak | weights GB/s, best | of bandwidth |");
-  console.log("| --- | --- | --- | --- | --- | --- | --- |");
-  for (const [key, ms] of times) {
-    const [kind, size, batch] = key.split(" ") as [string, string, string | undefined];
-    const best = Math.min(...ms) / 1000;
-    const tokens = kind === "prefill" ? Number(size) : batch === undefined ? 1 : sequences;
-    const speeds = `${(tokens / best).toFixed(0)} | ${(tokens / (median(ms) / 1000)).toFixed(0)}`;
-    const flops = model.prefillFlops(Number(size)) / best / 1e9;
-    const rate = weightBytes / best / 1e9;
-    console.log(
+  const millions = ((layers + output) / 1e6).toFixed(1);
+  console.log(`\n${plan.name}: ${millions}M weights in bf16, ${info["isa"]}, ${threads} threads`);
+  console.log(`${info["name"]}: ${gflops} GFLOP/s, reads ${readGBps} GB/s of ${mebibytes} MiB\n`);
+  printTable(model, weightBytes, { gflops, readGBps }, ours, theirs);
+}
+
+function printTable(
+  model: BenchModel,
+  weightBytes: number,
+  hardware: { gflops: number; readGBps: number },
+  ours: Times,
+  theirs: Times,
+): void {
+  console.log("| what | tokens/s, best (median) | best, of the machine's peak | llama.cpp, best (median) | ratio |");
+  console.log("| --- | --- | --- | --- | --- |");
+  for (const key of ours.keys()) {
+    const [kind, size, batch] = key.split(/[: ]/) as [string, string, string | undefined];
+    const tokens = kind === "prefill" ? Number(size) : batch === undefined ? 1 : SEQUENCES;
+    const speed = (ms: number): string => ((1000 * tokens) / ms).toFixed(tokens / ms < 0.1 ? 1 : 0);
+    const best = ours.best(key)!;
+    const flops = model.prefillFlops(Number(size)) / best / 1e6;
+    const rate = weightBytes / best / 1e6;
+    const share =
       kind === "prefill"
-        ? `| ${key} | ${speeds} | ${flops.toFixed(0)} | ${percent(flops, gflops)} | | |`
-        : `| ${key} | ${speeds} | | | ${rate.toFixed(1)} | ${percent(rate, readGBps)} |`,
-    );
+        ? `${flops.toFixed(0)} GFLOP/s, ${percent(flops, hardware.gflops)}`
+        : `${rate.toFixed(1)} GB/s of weights, ${percent(rate, hardware.readGBps)}`;
+    const other = theirs.best(key);
+    const beside =
+      other === null ? " | " : `${speed(other)} (${speed(theirs.median(key))}) | ${(other / best).toFixed(2)}`;
+    console.log(`| ${key.replace(":", " ")} | ${speed(best)} (${speed(ours.median(key))}) | ${share} | ${beside} |`);
   }
 }
 
 using probe = new HardwareProbe();
+using llamaCpp = values.llamacpp === undefined ? null : new LlamaCpp(values.llamacpp);
 for (const name of values.models.split(",")) {
   if (name === "bundled") {
-    const directory = BUNDLED_MODEL;
     const prompts = [128, 512, 2048];
-    await measure({ name, directory, randomWeights: false, prompts, contexts: [64, 1500], steps: 16 }, probe);
+    const plan = { name, directory: BUNDLED_MODEL, randomWeights: false, prompts, contexts: [64, 1500], steps: 16 };
+    await measure(plan, probe, llamaCpp);
   } else {
     using directory = new ModelDirectory({ "config.json": CONFIG_1B });
     const plan = { name, directory: directory.path, randomWeights: true, prompts: [128, 512], contexts: [64, 1500] };
-    await measure({ ...plan, steps: 4 }, probe);
+    await measure({ ...plan, steps: 4 }, probe, llamaCpp);
   }
 }
