@@ -35,6 +35,7 @@ struct StepFacts {
   uint32_t max_context = 0;         // positions of the longest view, the step's rows included
   bool is_decode = false;           // row i is sequence i; padding at the end
   bool has_changed_logits = false;  // some row has penalties or biases
+  bool is_greedy = true;            // no row has a temperature or wants logprobs
 };
 
 struct Graph {

@@ -13,6 +13,8 @@ namespace kvs {
 
 namespace {
 
+constexpr uint32_t threads_max = 512;
+
 struct NormArgs {
   const float* weight;
   const float* bias;  // layer norm only, may be null
@@ -66,43 +68,52 @@ struct HeldRow {
     return block_reduce<Sum>(total);
   }
 
-  __device__ void store(T* y, float shift, float scale, const HeldRow<float, vectors * width / 4>& weight,
-                        const NormArgs& args) const {
+  template <class Weights>
+  __device__ void store(T* y, float shift, float scale, const Weights& weights, const NormArgs& args) const {
 #pragma unroll
     for (uint32_t v = 0; v < vectors; ++v) {
       if (at(v) >= args.size) break;
       Vector<T> vector;
 #pragma unroll
       for (uint32_t k = 0; k < width; ++k) {
-        const float w = weight.values[(v * width + k) / 4][k % 4];
-        vector.values[k] = from_float<T>(normed(values[v][k], shift, scale, w, bias_at(args, at(v) + k)));
+        const float weight = weights.get(v, k, at(v) + k);
+        vector.values[k] = from_float<T>(normed(values[v][k], shift, scale, weight, bias_at(args, at(v) + k)));
       }
       *reinterpret_cast<Vector<T>*>(y + at(v)) = vector;
     }
   }
 };
 
-/** The weights of the elements that a HeldRow<T, vectors> holds. */
+/** The weights of the elements that a HeldRow<T, vectors> holds: in registers, too, where these suffice for both. */
 template <class T, uint32_t vectors>
-__device__ HeldRow<float, vectors * Vector<T>::size / 4> load_weights(const float* weight, uint32_t size) {
-  constexpr uint32_t width = Vector<T>::size;
-  HeldRow<float, vectors * width / 4> held;
+struct Weights {
+  static constexpr uint32_t width = Vector<T>::size;
+  static constexpr bool are_held = vectors * width <= 32;
+  const float* all;
+  float4 held[are_held ? vectors * width / 4 : 1];
+
+  __device__ Weights(const float* weight, uint32_t size) : all(weight) {
+    if constexpr (are_held) {
 #pragma unroll
-  for (uint32_t i = 0; i < vectors * width / 4; ++i) {
-    const uint32_t at = HeldRow<T, vectors>::at(i * 4 / width) + i * 4 % width;
-    const float4 four = at < size ? *reinterpret_cast<const float4*>(weight + at) : float4{};
-    held.values[i][0] = four.x;
-    held.values[i][1] = four.y;
-    held.values[i][2] = four.z;
-    held.values[i][3] = four.w;
+      for (uint32_t i = 0; i < vectors * width / 4; ++i) {
+        const uint32_t at = HeldRow<T, vectors>::at(i * 4 / width) + i * 4 % width;
+        held[i] = at < size ? *reinterpret_cast<const float4*>(weight + at) : float4{};
+      }
+    }
   }
-  return held;
-}
+
+  /** Of value k of a vector; i: its place in the row. */
+  __device__ float get(uint32_t vector, uint32_t k, uint32_t i) const {
+    if constexpr (!are_held) return all[i];
+    const float4& four = held[(vector * width + k) / 4];
+    return k % 4 == 0 ? four.x : k % 4 == 1 ? four.y : k % 4 == 2 ? four.z : four.w;
+  }
+};
 
 template <class T, uint32_t vectors>
-__global__ void norm_vectors_kernel(T* y, const T* x, NormArgs args) {
+__global__ void __launch_bounds__(threads_max) norm_vectors_kernel(T* y, const T* x, NormArgs args) {
   // Weights do not depend on the kernels before: they are on their way while those end.
-  const auto weight = load_weights<T, vectors>(args.weight, args.size);
+  const Weights<T, vectors> weights(args.weight, args.size);
   wait_for_previous_kernels();
   let_next_kernel_start();
   const uint64_t begin = static_cast<uint64_t>(blockIdx.x) * args.size;
@@ -111,7 +122,7 @@ __global__ void norm_vectors_kernel(T* y, const T* x, NormArgs args) {
   const float size = static_cast<float>(args.size);
   const float mean = args.is_rms ? 0.0f : row.sum() / size;
   const float scale = 1.0f / sqrtf(row.sum_of_squares(mean, args.size) / size + args.epsilon);
-  row.store(y + begin, mean, scale, weight, args);
+  row.store(y + begin, mean, scale, weights, args);
 }
 
 template <class T>
@@ -141,7 +152,6 @@ __global__ void norm_elements_kernel(T* y, const T* x, NormArgs args) {
 template <class T>
 cudaError_t launch_norm(T* y, const T* x, uint32_t row_count, const NormArgs& args, cudaStream_t stream) {
   constexpr uint32_t width = Vector<T>::size;
-  constexpr uint32_t threads_max = 512;
   constexpr uint32_t vectors_max = 8;
   const uint32_t vectors = (args.size + width - 1) / width;
   const bool is_aligned_all = is_aligned(x, 16) && is_aligned(y, 16) && is_aligned(args.weight, 16);

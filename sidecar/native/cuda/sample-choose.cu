@@ -223,7 +223,7 @@ __global__ void __launch_bounds__(scan_threads) choose_kernel(const __grid_const
 
 /** Blocks for each row: as many as find room at once. */
 uint32_t team_size(const SampleStage& stage) {
-  if (stage.args.compute_capability < 90) return 1;
+  if (stage.args.compute_capability < 90 || stage.args.is_greedy) return 1;
   uint32_t size = team_max;
   while (size > 1 && size * stage.count > 2 * static_cast<uint32_t>(stage.args.sm_count)) size /= 2;
   return size;

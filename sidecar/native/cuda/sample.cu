@@ -186,6 +186,7 @@ extern "C" kvs_status kvs_sample(kvs_device* device, uint64_t logits, uint64_t r
     args.logit_count = logit_count;
     args.step = d.step.arrays();
     args.has_changes = d.facts.has_changed_logits;
+    args.is_greedy = d.facts.is_greedy;
     args.workspace = d.sampling_workspace.as();
     args.workspace_bytes = d.sampling_workspace.bytes();
     args.sm_count = d.gpu.sm_count;

@@ -20,6 +20,7 @@ struct SampleArgs {
   uint32_t logit_count;
   DeviceStep step;
   bool has_changes;  // some row has penalties or biases
+  bool is_greedy;    // no row has a temperature or wants logprobs
   char* workspace;
   uint64_t workspace_bytes;
   int sm_count;
@@ -39,6 +40,10 @@ __host__ __device__ inline bool has_penalties(const kvs_step_sampling& sampling)
 }
 __host__ __device__ inline bool is_changed(const kvs_step_sampling& sampling) {
   return sampling.sequence >= 0 && sampling.sampled != 0 && (has_penalties(sampling) || sampling.bias_count > 0);
+}
+/** Whether the likeliest token is all there is to find. */
+__host__ __device__ inline bool is_greedy(const kvs_step_sampling& sampling) {
+  return sampling.temperature == 0.0f && sampling.top_logprobs < 0;
 }
 
 }  // namespace kvs

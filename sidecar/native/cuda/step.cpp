@@ -28,6 +28,7 @@ StepFacts facts_of(const StepInput& input) {
   }
   for (uint32_t i = 0; i < input.logit_count; ++i) {
     facts.has_changed_logits = facts.has_changed_logits || is_changed(input.sampling[i]);
+    facts.is_greedy = facts.is_greedy && (input.sampling[i].sequence < 0 || is_greedy(input.sampling[i]));
   }
   return facts;
 }
