@@ -1,13 +1,14 @@
 // Tokens per second at 1, 8 and 32 streams at once, through the whole path: HTTP clients, an edge on Bun, one sidecar.
 // Each stream has a prompt of its own and generates to its limit; a round is measured from its first request to its
-// last token.
+// last token, prompts included.
 //
-//   bun test/bench/throughput.ts [--streams 1,8,32] [--tokens 128] [--words 60] [-- sidecar flags]
+//   bun test/bench/throughput.ts [--streams 1,8,32] [--tokens 128] [--words 20] [--rounds 3] [-- sidecar flags]
 
 import { parseArgs } from "node:util";
 import { BenchSidecar } from "../support/bench-sidecar.ts";
 import { startEdgeProcess } from "../support/edge-process.ts";
 import { startPostgres } from "../support/postgres.ts";
+import { SeededRandom } from "../support/seeded-random.ts";
 import { markdownTable, median } from "../support/table.ts";
 
 const split = process.argv.indexOf("--");
@@ -16,17 +17,19 @@ const { values } = parseArgs({
   options: {
     streams: { type: "string", default: "1,8,32" },
     tokens: { type: "string", default: "128" },
-    words: { type: "string", default: "60" },
+    words: { type: "string", default: "20" },
+    rounds: { type: "string", default: "3" },
   },
 });
 const tokenCount = Number(values.tokens);
-let nextPrompt = 0;
+const WORDS = "the sea was calm and ships came from far away with salt wood cloth and many old stories".split(" ");
+const random = new SeededRandom(1);
 
 type Sample = { firstMs: number; totalMs: number; promptTokens: number };
 
 async function one(url: string, model: string): Promise<Sample> {
-  const content = Array.from({ length: Number(values.words) }, (_, i) => `word${nextPrompt * 7 + i}`).join(" ");
-  nextPrompt++;
+  const words = Array.from({ length: Number(values.words) }, () => WORDS[random.integer(0, WORDS.length - 1)]);
+  const content = words.join(" ");
   const startMs = performance.now();
   const response = await fetch(`${url}/v1/chat/completions`, {
     method: "POST",
@@ -52,20 +55,23 @@ async function one(url: string, model: string): Promise<Sample> {
 async function round(url: string, model: string, streams: number) {
   const startMs = performance.now();
   const samples = await Promise.all(Array.from({ length: streams }, () => one(url, model)));
-  return { samples, seconds: (performance.now() - startMs) / 1000 };
+  const perSecond = (streams * tokenCount) / ((performance.now() - startMs) / 1000);
+  return { samples, perSecond };
 }
 
 const pg = await startPostgres();
 const sidecar = await BenchSidecar.start(split < 0 ? [] : process.argv.slice(split + 1));
 const edge = await startEdgeProcess("bun", pg.url, [sidecar.process], ["--log-level", "silent"]);
 try {
-  console.log(`${sidecar.description}; ${tokenCount} tokens per stream`);
+  console.log(`${sidecar.description}; ${tokenCount} tokens per stream; medians of ${values.rounds} rounds`);
   await round(edge.url, sidecar.model, 1); // warm-up
   const rows: (string | number)[][] = [];
   let single = Number.NaN;
   for (const streams of values.streams.split(",").map(Number)) {
-    const { samples, seconds } = await round(edge.url, sidecar.model, streams);
-    const perSecond = (streams * tokenCount) / seconds;
+    const rounds = [];
+    for (let i = 0; i < Number(values.rounds); i++) rounds.push(await round(edge.url, sidecar.model, streams));
+    const samples = rounds.flatMap((each) => each.samples);
+    const perSecond = median(rounds.map((each) => each.perSecond));
     if (rows.length === 0) single = perSecond;
     const perToken = samples.map(({ firstMs, totalMs }) => (totalMs - firstMs) / (tokenCount - 1));
     rows.push([
