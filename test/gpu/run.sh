@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Builds both libraries, checks the CUDA library and measures it, on any machine with an NVIDIA GPU, nvcc, g++ and Bun.
-# usage: test/gpu/run.sh [stage ...]    stages: header kernels models memcheck copies attention skinny (default: all but
-# memcheck). BUN names the Bun to use. Logs go to $OUT (default: a new folder under the system's temporary one).
+# usage: test/gpu/run.sh [stage ...]    stages: header kernels models memcheck copies operations attention skinny (default: all
+# but memcheck). BUN names the Bun to use. Logs go to $OUT (default: a new folder under the system's temporary one).
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 
 stages=("$@")
-[ "${#stages[@]}" -gt 0 ] || stages=(header kernels models copies attention skinny)
+[ "${#stages[@]}" -gt 0 ] || stages=(header kernels models copies operations attention skinny)
 out=${OUT:-$(mktemp -d)}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -72,6 +72,10 @@ compile_kernel_check() {
         nvcc -std=c++20 -O2 $gencode -o "$work/copies" test/gpu/copy-bench.cu $native/cuda/layer-copy.cu \
           $native/common/failure.cpp && "$work/copies"
         count $? "copies"
+        ;;
+      operations)
+        g++ -std=c++20 -O2 -o "$work/operations" test/gpu/ops-bench.cpp -ldl -pthread && "$work/operations" "$cuda"
+        count $? "operations"
         ;;
       attention)
         nvcc -std=c++20 -O3 $gencode -o "$work/attention" test/gpu/attention-bench.cu $native/cuda/attention-*.cu &&
