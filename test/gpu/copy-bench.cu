@@ -76,7 +76,11 @@ int main() {
         for (const kvs::CopyMethod method :
              {kvs::CopyMethod::engine, kvs::CopyMethod::rows, kvs::CopyMethod::kernel}) {
           const bool is_hopeless = slice < (16 << 10) && method != kvs::CopyMethod::kernel && is_scattered;
-          std::printf(" %10.1f", is_hopeless ? 0.0 : speed(buffers, slice, is_scattered, is_load, method, stream));
+          if (is_hopeless) {
+            std::printf(" %10s", "-");
+          } else {
+            std::printf(" %10.1f", speed(buffers, slice, is_scattered, is_load, method, stream));
+          }
         }
         std::printf("\n");
       }

@@ -1,5 +1,5 @@
-// Whole models on the GPU: the goldens of every family and of the bundled model in F32 against the reference's logits and
-// tokens, in F16 and BF16 within their rounding; greedy text of the bundled model against the CPU library's.
+// Whole models on the GPU: the goldens of every family and of the bundled model in F32 against the reference's
+// logits and tokens, in F16 and BF16 within their rounding; greedy text of the bundled model against the CPU's.
 // usage: bun test/gpu/model-check.ts libkvasir_cuda.so
 
 import { existsSync } from "node:fs";
@@ -100,11 +100,13 @@ async function checkBundled(dtype: WeightDtype): Promise<void> {
     gpu.prefill(sequence, ids.subarray(0, -1));
     const last = gpu.step([{ sequence, ids: ids.subarray(-1) }])[0]!;
     const deviation = worst(last, logits, logits.length);
-    note(`bundled ${dtype}, prompt of ${ids.length}`, deviation < TOLERANCE[dtype], `deviation ${deviation.toExponential(2)}`);
+    const what = `bundled ${dtype}, prompt of ${ids.length}`;
+    note(what, deviation < TOLERANCE[dtype], `deviation ${deviation.toExponential(2)}`);
     const [onGpu, onCpu] = [gpu.greedy(gpu.sequence(), ids, 60), cpu.greedy(cpu.sequence(), ids, 60)];
     const same = onGpu.findIndex((id, i) => id !== onCpu[i]);
-    const detail = same === -1 ? "60 tokens equal" : `differs at ${same}: ${marginAt(cpu, ids, onCpu.slice(0, same), dtype)}`;
-    note(`bundled ${dtype}, greedy against the CPU library`, same === -1 || detail.endsWith("a near tie"), detail);
+    const margin = same === -1 ? "" : marginAt(cpu, ids, onCpu.slice(0, same), dtype);
+    const detail = same === -1 ? "60 tokens equal" : `differs at ${same}: ${margin}`;
+    note(`${what}, greedy against the CPU library`, same === -1 || margin.endsWith("a near tie"), detail);
   }
   file.close();
 }

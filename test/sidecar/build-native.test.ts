@@ -52,7 +52,8 @@ describe("the build of the CUDA library", () => {
   test("names the file that does not compile and what the compiler said", async () => {
     const nvcc = join(folder, "failing-nvcc");
     const version = "release 13.0, V13.0.88";
-    writeFileSync(nvcc, `#!/bin/sh\ncase "$1" in --*) echo '${version} sm_80';; *) echo 'no luck' >&2; exit 1;; esac\n`);
+    const script = `case "$1" in --*) echo '${version} sm_80';; *) echo 'no luck' >&2; exit 1;; esac`;
+    writeFileSync(nvcc, `#!/bin/sh\n${script}\n`);
     chmodSync(nvcc, 0o700);
     const { message } = await failure(nvcc);
     expect(message).toMatch(/^(common|cuda)\/[\w-]+\.\w+: .*failing-nvcc failed \(1\):\nno luck/);

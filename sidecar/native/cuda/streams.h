@@ -1,4 +1,4 @@
-// CUDA streams and events as owners.
+// CUDA streams and events as owners, so that an exception between creation and use leaves nothing behind.
 
 #pragma once
 
