@@ -204,6 +204,22 @@ describe.each([...RUNTIMES])("the bundled model behind the edge on %s", (runtime
     expect((await ask(client, user(secret))).cachedTokens).toBeLessThan(64);
   });
 
+  test("a delete ends the turn in progress, and takes what it has computed", async () => {
+    const { id } = await client.conversations.create({});
+    const secret = `${crypto.randomUUID()} is what ${runtime} must forget. `.repeat(8);
+    const body = { model: MODEL, messages: user(secret), conversation: id, ignore_eos: true, max_tokens: 1500 };
+    const stream = await client.chat.completions.create({ ...body, stream: true } as never);
+    let deleted: unknown;
+    const read = async () => {
+      const chunks = stream as unknown as AsyncIterable<unknown>;
+      for await (const _ of chunks) deleted ??= await client.conversations.delete(id);
+    };
+    expect(await codeOf(read())).toBe("undefined conversation_deleted");
+    const { blocks } = (deleted as { kvasir: { blocks: Record<string, number> } }).kvasir;
+    expect(Object.values(blocks).reduce((sum, count) => sum + count, 0)).toBeGreaterThan(0);
+    expect((await ask(client, user(secret))).cachedTokens).toBeLessThan(64);
+  });
+
   test("kvasir's fields say where the prompt's tokens came from", async () => {
     const { answer } = await ask(client, user(`fields (${runtime})`), { kvasir: { priority: 1, cache_ttl_s: 60 } });
     const { kvasir } = answer as unknown as { kvasir: Record<string, any> };
