@@ -128,7 +128,7 @@ function sharedMemoryName({ dataDirectory, cache }: SidecarConfig): string {
   return `/kvasir-${new Bun.CryptoHasher("sha256").update(owner).digest("hex").slice(0, 24)}`;
 }
 
-/** SIGINT, SIGTERM, or the end of the standard input that a parent holds open, so that nothing outlives the launcher. */
+/** SIGINT, SIGTERM, or the end of the standard input that a parent holds open: nothing outlives the launcher. */
 function stopSignal(): Promise<void> {
   return new Promise((resolve) => {
     process.once("SIGINT", () => resolve());

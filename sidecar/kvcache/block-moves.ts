@@ -78,8 +78,8 @@ export class BlockMoves {
 
   /**
    * Copies blocks from the gpu into host slots, as many as find room. Ordered behind what the compute stream has now,
-   * or layer by layer behind the step that is enqueued next (afterLayer). Returns those into which a load is still under
-   * way: they can be saved when it has ended.
+   * or layer by layer behind the step that is enqueued next (afterLayer). Returns those into which a load is still
+   * under way: they can be saved when it has ended.
    */
   save(blocks: readonly CachedBlock[], order: "now" | "by-layer", nowMs: number): CachedBlock[] {
     const chosen: CachedBlock[] = [];
