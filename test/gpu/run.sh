@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # Builds both libraries, checks the CUDA library and measures it, on any machine with an NVIDIA GPU, nvcc, g++ and Bun.
-# usage: test/gpu/run.sh [stage ...]    stages: header kernels models memcheck copies operations attention skinny (default: all
-# but memcheck). BUN names the Bun to use. Logs go to $OUT (default: a new folder under the system's temporary one).
+# usage: test/gpu/run.sh [stage ...]    stages: header kernels models memcheck copies operations attention skinny engine
+# (default: all but memcheck and engine). BUN names the Bun to use. Logs go to $OUT (default: a new folder under the
+# system's temporary one). The stage engine measures whole steps and turns of models of the shapes in ENGINE_SHAPES
+# (default 8b; 16 GB), beside the floor of a copy on the device at COPY_TBS (default 3.0, an H100's) TB/s.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -86,6 +88,11 @@ compile_kernel_check() {
         nvcc -std=c++20 -O3 $gencode -o "$work/skinny" test/gpu/skinny-bench.cu $native/cuda/skinny-matmul.cu &&
           "$work/skinny"
         count $? "skinny"
+        ;;
+      engine)
+        "$bun" test/gpu/engine/main.ts "$cuda" --shapes "${ENGINE_SHAPES:-8b}" --copy-tbs "${COPY_TBS:-3.0}" \
+          --json "$out/engine.json" --trace sidecar/simulate/traces/sharegpt.tsv.gz
+        count $? "engine"
         ;;
       *)
         echo "no stage $name"
