@@ -31,6 +31,7 @@ const HOST_BYTES_PER_MS = Number(values["host-gbs"]) * 1e6;
 const MAX_ROWS = Number(values["max-rows"]);
 const MAX_SEQUENCES = 64;
 const BLOCK_TOKENS = 64;
+const ANSWER_TOKENS_MAX = 64;
 const HISTORY: Readonly<Record<string, readonly number[]>> = {
   "13b": [2048], "8b": [8192], "32b": [2048, 8192], tiny: [1024],
 };
@@ -112,11 +113,16 @@ function benchConversations(shape: string, model: Model, options: BenchEngineOpt
   }
 }
 
-/** The first sessions with enough turns, cut to eight, short enough for the context. */
+/** The first sessions with enough turns, cut to eight and to 64 tokens an answer, short enough for the context. */
 function pickSessions(all: readonly Session[], count: number): Session[] {
-  const isShort = (turns: Session) =>
-    turns.slice(0, 8).reduce((sum, { newTokens, outputTokens }) => sum + newTokens + outputTokens, 0) < 7000;
-  return all.filter((turns) => turns.length >= 8 && isShort(turns)).slice(0, count).map((turns) => turns.slice(0, 8));
+  const isShort = (turns: Session) => blocksOf(turns) * BLOCK_TOKENS < 7000;
+  return all
+    .filter((turns) => turns.length >= 8)
+    .map((turns) =>
+      turns.slice(0, 8).map((turn) => ({ ...turn, outputTokens: Math.min(turn.outputTokens, ANSWER_TOKENS_MAX) })),
+    )
+    .filter(isShort)
+    .slice(0, count);
 }
 
 function blocksOf(turns: Session): number {
