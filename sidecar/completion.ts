@@ -94,7 +94,7 @@ export class Completion {
       const { blockIds, tokens } = choice.finished;
       const tail = choice.lineageTail();
       const lineage = tail === null ? null : { text: this.promptText + tail, tokens, answer: choice.answer };
-      yield { blockIds, lineage };
+      yield { chains: [blockIds], lineage };
     }
   }
 }

@@ -26,7 +26,8 @@ export interface RememberedText {
 
 /** What a choice left behind. */
 export interface Remains {
-  readonly blockIds: readonly string[];
+  /** Chains of blocks, each from its first to its last. */
+  readonly chains: readonly (readonly string[])[];
   /** Its text with the ids of it; null where the two do not agree. */
   readonly lineage: RememberedText | null;
 }
@@ -43,11 +44,11 @@ export class Forgetter {
   }
 
   /** A choice has ended, in whatever way. Requests without a conversation are remembered, but held by nobody. */
-  record({ salt, conversation }: SubmitRequest, { blockIds, lineage }: Remains): void {
+  record({ salt, conversation }: SubmitRequest, { chains, lineage }: Remains): void {
     const segments = lineage === null ? [] : this.parts.lineage.remember(salt, lineage.text, lineage.tokens);
-    if (conversation === null || (blockIds.length === 0 && segments.length === 0)) return;
+    if (conversation === null) return;
     try {
-      this.parts.holdings.record(conversationKey(salt, conversation), { blocks: blockIds, segments });
+      this.parts.holdings.record(conversationKey(salt, conversation), { chains, segments });
     } catch (error) {
       if (!(error instanceof SQLiteError)) throw error;
       this.#failureCount++;

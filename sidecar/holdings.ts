@@ -12,14 +12,17 @@ export interface HoldingsOptions {
   readonly maxItems: number;
 }
 
-/** What a conversation holds. Block ids are 16 characters of latin1, segment keys 32 bytes. */
-export interface Held {
-  readonly blocks: readonly string[];
+/** What a conversation has come to hold. Block ids are 16 characters of latin1, segment keys 32 bytes. */
+export interface Holding {
+  /** Each from its first block to its last, nothing left out: who holds a block holds all before it. */
+  readonly chains: readonly (readonly string[])[];
   readonly segments: readonly Uint8Array[];
 }
 
 /** What one conversation holds and no other does, as of `usedAt`. */
-export interface HeldAlone extends Held {
+export interface HeldAlone {
+  readonly blocks: readonly string[];
+  readonly segments: readonly Uint8Array[];
   /** Rises with each record; -1: it holds nothing. */
   readonly usedAt: number;
 }
@@ -64,14 +67,24 @@ export class Holdings {
   }
 
   /** The conversation holds these from now on, too. */
-  record(conversation: Uint8Array, { blocks, segments }: Held): void {
+  record(conversation: Uint8Array, { chains, segments }: Holding): void {
     this.#database.transaction(() => {
       const { id } = this.#addConversation.get(conversation, ++this.#clock)!;
       let added = 0;
-      for (const block of blocks) added += this.#hold.run(Kind.block, Buffer.from(block, "latin1"), id).changes;
+      for (const chain of chains) added += this.#holdChain(chain, id);
       for (const segment of segments) added += this.#hold.run(Kind.segment, segment, id).changes;
       this.#itemCount += added;
     })();
+  }
+
+  /** From the last block back to the first that is held already: a long conversation costs only what is new. */
+  #holdChain(chain: readonly string[], conversation: number): number {
+    let added = 0;
+    for (let i = chain.length - 1; i >= 0; i--) {
+      if (this.#hold.run(Kind.block, Buffer.from(chain[i]!, "latin1"), conversation).changes === 0) break;
+      added++;
+    }
+    return added;
   }
 
   heldAlone(conversation: Uint8Array): HeldAlone {

@@ -311,8 +311,10 @@ export class SidecarServer {
 
   /** Of a request that was given up or failed: its text is not whole, so only the blocks count. */
   #recordBlocks(completion: Completion, failedBlockIds: readonly string[] = []): void {
-    const blockIds = [...completion.remains()].flatMap((remains) => remains.blockIds);
-    this.#forgetter.record(completion.request, { blockIds: [...blockIds, ...failedBlockIds], lineage: null });
+    const chains = Array.from(completion.remains(), (remains) => remains.chains[0]!);
+    // Those of a failed request are several chains in one list: each block stands for itself.
+    chains.push(...failedBlockIds.map((id) => [id]));
+    this.#forgetter.record(completion.request, { chains, lineage: null });
   }
 
   /** Ends the conversation's turns in progress, then removes all it holds. */

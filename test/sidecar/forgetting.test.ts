@@ -158,7 +158,7 @@ describe("Forgetter", () => {
       },
     });
     const record = (conversation: string, ...blockIds: string[]) =>
-      forgetter.record(submitRequest({ conversation }), { blockIds, lineage: null });
+      forgetter.record(submitRequest({ conversation }), { chains: [blockIds], lineage: null });
     record("a", "shared", "a1");
     record("b", "shared", "b1");
     expect(removed).toEqual([]);

@@ -24,20 +24,29 @@ function open(path = ":memory:", maxItems = 1000): Holdings {
 /** 16 characters with all kinds of bytes. */
 const block = (n: number) => Buffer.from([n, 0, 255, 128, ...Array(12).fill(n)]).toString("latin1");
 const segment = (n: number) => new Uint8Array(32).fill(n);
-const blocks = (...numbers: number[]) => ({ blocks: numbers.map(block), segments: [] });
+/** Each for itself. */
+const blocks = (...numbers: number[]) => ({ chains: numbers.map((n) => [block(n)]), segments: [] });
 
 describe("Holdings", () => {
   test("a conversation holds alone what no other holds", () => {
     const holdings = open();
-    holdings.record(A, { blocks: [block(1), block(2), block(3)], segments: [segment(1), segment(2)] });
-    holdings.record(B, { blocks: [block(1), block(2), block(4)], segments: [segment(1)] });
-    holdings.record(A, { blocks: [block(1), block(5)], segments: [] });
+    holdings.record(A, { chains: [[block(1), block(2), block(3)]], segments: [segment(1), segment(2)] });
+    holdings.record(B, { chains: [[block(1), block(2), block(4)]], segments: [segment(1)] });
+    holdings.record(A, { chains: [[block(1), block(5)]], segments: [] });
     const { blocks, segments, usedAt } = holdings.heldAlone(A);
     expect(blocks.toSorted()).toEqual([block(3), block(5)].toSorted());
     expect(segments.map((each) => each[0])).toEqual([2]);
     expect(holdings.remove(A, usedAt)).toBe(true);
     expect(holdings.heldAlone(B).blocks.toSorted()).toEqual([block(1), block(2), block(4)].toSorted());
     expect(holdings.heldAlone(A)).toEqual({ blocks: [], segments: [], usedAt: -1 });
+  });
+
+  test("of a chain only what follows the last held block is new", () => {
+    const holdings = open();
+    const chain = [1, 2, 3, 4, 5].map(block);
+    holdings.record(A, { chains: [chain.slice(0, 3)], segments: [] });
+    holdings.record(A, { chains: [chain, [...chain.slice(0, 2), block(9)], []], segments: [] });
+    expect(holdings.heldAlone(A).blocks.toSorted()).toEqual([...chain, block(9)].toSorted());
   });
 
   test("one that nobody knows holds nothing", () => {
