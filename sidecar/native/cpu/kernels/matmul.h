@@ -247,29 +247,27 @@ void multiply_block(const MatmulTask& task, const MatmulBlock& block, Scratch& s
 
 // ---- the operation
 
-/** How a product is cut into items. */
+/** How a product is cut into items: blocks of rows times groups of panels, as even as whole pairs allow. */
 struct MatmulPlan {
   uint32_t row_blocks;
   uint32_t block_rows;
   uint32_t groups;
-  uint32_t group_panels;
 };
 
 inline MatmulPlan plan_matmul(const MatmulTask& task) {
   const uint32_t panels = task.weight.panel_count();
+  const uint32_t pairs = quotient_up(panels, 2);
   if (task.row_count <= stream_rows_max) {
-    // Large matrices in many items, so that a disturbed core may take fewer.
-    const uint64_t item_bytes = 128 << 10;
-    const uint64_t bytes = panels * task.weight.panel_bytes();
-    const uint32_t rounds = max_of(1, static_cast<uint32_t>(bytes / item_bytes) / task.thread_count);
-    const uint32_t group = max_of(1, quotient_up(panels, task.thread_count * min_of(rounds, 16)));
-    return {1, task.row_count, quotient_up(panels, group), group};
+    // Large matrices in more items, so that a disturbed core may take fewer.
+    const uint64_t item_bytes = 256 << 10;
+    const uint64_t rounds = panels * task.weight.panel_bytes() / (item_bytes * task.thread_count);
+    return {1, task.row_count, min_of(pairs, task.thread_count * max_of(1, min_of(8, static_cast<uint32_t>(rounds))))};
   }
   const uint32_t row_blocks = quotient_up(task.row_count, block_rows_max);
   const uint32_t block_rows = quotient_up(quotient_up(task.row_count, row_blocks), tile_rows) * tile_rows;
-  const uint32_t wanted_groups = quotient_up(4 * task.thread_count, row_blocks);
-  const uint32_t group = max_of(1, min_of(group_panels_max, panels / wanted_groups));
-  return {quotient_up(task.row_count, block_rows), block_rows, quotient_up(panels, group), group};
+  const uint32_t for_threads = quotient_up(4 * task.thread_count, row_blocks);
+  const uint32_t for_scratch = quotient_up(pairs, group_panels_max / 2);
+  return {quotient_up(task.row_count, block_rows), block_rows, min_of(pairs, max_of(for_threads, for_scratch))};
 }
 
 uint32_t matmul_items(const MatmulTask& task) {
@@ -280,9 +278,12 @@ uint32_t matmul_items(const MatmulTask& task) {
 void matmul(const MatmulTask& task, uint32_t item, Scratch& scratch) {
   const MatmulPlan plan = plan_matmul(task);
   const uint32_t row_begin = item / plan.groups * plan.block_rows;
-  const uint32_t panel_begin = item % plan.groups * plan.group_panels;
+  const uint64_t group = item % plan.groups;
+  const uint64_t pairs = quotient_up(task.weight.panel_count(), 2);
+  const uint32_t panel_begin = static_cast<uint32_t>(group * pairs / plan.groups * 2);
+  const uint32_t panel_end = static_cast<uint32_t>((group + 1) * pairs / plan.groups * 2);
   const MatmulBlock block{row_begin, min_of(task.row_count, row_begin + plan.block_rows), panel_begin,
-                          min_of(task.weight.panel_count(), panel_begin + plan.group_panels)};
+                          min_of(task.weight.panel_count(), panel_end)};
   const auto multiply = [&](auto type) {
     using Panel = decltype(type);
     if (task.row_count > stream_rows_max) return multiply_block<Panel>(task, block, scratch);
