@@ -40,9 +40,13 @@ cleanup.defer(() => rmSync(folder, { recursive: true }));
 const path = join(folder, "file");
 const device = openTinyDevice();
 cleanup.defer(() => device.close());
-/** Larger cases are left out. */
 const MEMORY_MAX = 1024 * MIB;
 const memory = device.allocHost(Math.min(MEMORY_MAX, 2 * Math.max(...depths) * Math.max(...blocks)));
+
+/** Larger cases are left out. */
+function depthsOf(blockBytes: number): number[] {
+  return depths.filter((depth) => depth * blockBytes <= MEMORY_MAX);
+}
 
 function withDisk<Result>(threads: number, use: (disk: Disk) => Result): Result {
   const disk = new Disk(cpuLibrary, path, fileBytes, threads);
@@ -112,7 +116,7 @@ async function printReads(): Promise<void> {
   console.log(`\nreads, GB/s (percent of the better fio)\n\n| block | depth | ${names.join(" | ")} |`);
   console.log(`|---|---|${"---|".repeat(names.length)}`);
   for (const blockBytes of blocks) {
-    for (const depth of depths.filter((depth) => depth * blockBytes <= MEMORY_MAX)) {
+    for (const depth of depthsOf(blockBytes)) {
       const rates = await compare({ path, fileBytes, blockBytes, depth, seconds });
       const fio = Math.max(rates["fio, threads"] ?? Number.NaN, rates["fio, io_uring"] ?? rates["fio, threads"] ?? 0);
       const cells = names.map((name) => {
@@ -129,7 +133,7 @@ async function printReads(): Promise<void> {
 function printWrites(): void {
   console.log("\nwrites of our threads, GB/s\n\n| block | N | N of them write | half of N write |\n|---|---|---|---|");
   for (const blockBytes of blocks) {
-    for (const depth of depths.filter((depth) => depth > 1 && depth * blockBytes <= MEMORY_MAX)) {
+    for (const depth of depthsOf(blockBytes).filter((depth) => depth > 1)) {
       const rate = (threads: number) => {
         const write = { path, fileBytes, blockBytes, depth, seconds };
         const once = () => withDisk(threads, (disk) => runPool(disk, device, memory, write, "write").gbps);
