@@ -131,7 +131,8 @@ async function printReads(): Promise<void> {
 
 /** Half of the threads write at most: what that costs. */
 function printWrites(): void {
-  console.log("\nwrites of our threads, GB/s\n\n| block | N | N of them write | half of N write |\n|---|---|---|---|");
+  console.log("\nwrites of our threads, GB/s\n\n| block | N threads | N of 2 N write | half of N write |");
+  console.log("|---|---|---|---|");
   for (const blockBytes of blocks) {
     for (const depth of depthsOf(blockBytes).filter((depth) => depth > 1)) {
       const rate = (threads: number) => {
