@@ -155,7 +155,8 @@ function gbps(bytes: number, action: () => void): number {
 }
 
 function printChecksum(): void {
-  console.log("\nchecksum, one thread\n\n| bytes | checksum, GB/s | memcpy, GB/s | share of a read's time in its thread |");
+  console.log("\nchecksum, one thread; share: of a read's time in its thread\n");
+  console.log("| bytes | checksum, GB/s | memcpy, GB/s | share |");
   console.log("|---|---|---|---|");
   const half = memory.bytes.byteLength / 2;
   const [source, target] = [new Uint8Array(memory.bytes, 0, half), new Uint8Array(memory.bytes, half)];
