@@ -86,7 +86,8 @@ export class DiskOracle {
   /** A restart found these blocks: number by slot. */
   restarted(found: ReadonlyMap<number, number>, crash: "kill" | "power failure", slotCount: number): void {
     for (const [slot, number] of found) this.#checkFound(slot, number, crash);
-    if (!this.disk.isLying && !this.disk.isRotting && crash === "kill") this.#checkMissing(new Set(found.values()), slotCount);
+    const mayLose = this.disk.isLying || this.disk.isRotting || crash !== "kill";
+    if (!mayLose) this.#checkMissing(new Set(found.values()), slotCount);
     for (const [slot, state] of this.#slots) {
       const number = found.get(slot);
       if (crash === "kill") for (const other of state.possible) state.stale.add(other);

@@ -1,5 +1,6 @@
-// Random operations on a faulty disk, with crashes at any moment: whatever is believed is what was written under that
-// name, nothing that was overwritten or erased comes back, nothing that ended well is lost, and every slot stays usable.
+// Random operations on a faulty disk, with crashes at any moment: whatever is believed is what was written under
+// that name, nothing that was overwritten or erased comes back, nothing that ended well is lost, and every slot
+// stays usable.
 
 import { describe, expect, test } from "bun:test";
 import type { DiskEvent } from "../../../sidecar/kvcache/disk-store.ts";

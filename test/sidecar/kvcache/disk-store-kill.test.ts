@@ -90,7 +90,9 @@ test(`kill -9, ${ROUNDS} times (SEED=${seed})`, async () => {
     for (const [slot, hold] of said) {
       if (hold === "erased") expect([slot, holds.get(slot)]).toEqual([slot, undefined]);
       // An older copy of a block that was written twice is dropped at the restart.
-      else if (holds.has(slot) || !numbers.has(hold.split(" ")[1])) expect([slot, holds.get(slot)]).toEqual([slot, hold]);
+      else if (holds.has(slot) || !numbers.has(hold.split(" ")[1])) {
+        expect([slot, holds.get(slot)]).toEqual([slot, hold]);
+      }
     }
     said.clear();
     for (let slot = 0; slot < WRITER_SLOTS; slot++) said.set(slot, holds.get(slot) ?? "erased");

@@ -64,7 +64,8 @@ describe("DiskStore", () => {
     expect(harness.settle().map(({ outcome }) => outcome)).toEqual(new Array(8).fill("ok"));
     expect(syncs).toBeLessThan(8);
     for (let round = 0; round < 20; round++) {
-      expect(DiskHarness.open({ medium: harness.disk.crash("power failure"), slotCount: 8 }).scanned.blocks).toEqual([]);
+      const medium = harness.disk.crash("power failure");
+      expect(DiskHarness.open({ medium, slotCount: 8 }).scanned.blocks).toEqual([]);
     }
   });
 
