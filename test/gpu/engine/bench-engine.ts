@@ -97,7 +97,7 @@ export class BenchEngine {
   evictToHost(): void {
     this.settle();
     const { residency } = this.cache;
-    for (const block of [...residency.index.blocks()]) {
+    for (const block of residency.index.blocks()) {
       if (block.gpu !== ABSENT && isHostReady(block) && residency.gpu.refCount(block.gpu) === 0) {
         residency.leaveGpu(block, "evicted");
       }

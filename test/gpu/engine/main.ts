@@ -118,15 +118,18 @@ function pickSessions(all: readonly Session[], count: number): Session[] {
   const isShort = (turns: Session) => blocksOf(turns) * BLOCK_TOKENS < 7000;
   return all
     .filter((turns) => turns.length >= 8)
-    .map((turns) =>
-      turns.slice(0, 8).map((turn) => ({ ...turn, outputTokens: Math.min(turn.outputTokens, ANSWER_TOKENS_MAX) })),
-    )
+    .map((turns) => turns.slice(0, 8).map(withShortAnswer))
     .filter(isShort)
     .slice(0, count);
 }
 
+function withShortAnswer(turn: Session[number]): Session[number] {
+  return { ...turn, outputTokens: Math.min(turn.outputTokens, ANSWER_TOKENS_MAX) };
+}
+
 function blocksOf(turns: Session): number {
-  return Math.ceil(turns.reduce((sum, { newTokens, outputTokens }) => sum + newTokens + outputTokens, 0) / BLOCK_TOKENS);
+  const tokens = turns.reduce((sum, { newTokens, outputTokens }) => sum + newTokens + outputTokens, 0);
+  return Math.ceil(tokens / BLOCK_TOKENS);
 }
 
 async function bench(shape: string, parts: ReadonlySet<string>): Promise<void> {
@@ -152,7 +155,13 @@ async function bench(shape: string, parts: ReadonlySet<string>): Promise<void> {
   device.createKv(gpuBlocks);
   console.log(`${shape}: ${JSON.stringify(device.info())}, ${gpuBlocks} KV blocks of ${blockBytes} bytes`);
   const hostBytes = Math.min(freeMemoryBytes() * 0.6, 6000 * slotBytes);
-  const options = { libraryPath: libraryPath!, gpuBlocks, hostBytes, maxBatchTokens: MAX_ROWS, maxSequences: MAX_SEQUENCES };
+  const options = {
+    libraryPath: libraryPath!,
+    gpuBlocks,
+    hostBytes,
+    maxBatchTokens: MAX_ROWS,
+    maxSequences: MAX_SEQUENCES,
+  };
   const raw = new RawSteps(model, gpuBlocks, MAX_ROWS, MAX_SEQUENCES);
   if (parts.has("prefill")) note(shape, "prefill of 2048", raw.prefillMs(0, Math.min(2048, MAX_ROWS), 8), "ms", null);
   if (parts.has("decode")) benchDecode(shape, model, raw);
