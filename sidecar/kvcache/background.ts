@@ -82,12 +82,11 @@ export class Background {
     for (let left = STARTS_PER_TURN; count > 0 && left > 0; count--, left--) {
       const victim = gpu.victim();
       if (victim === null) return;
+      const isBelow = isHostReady(victim) || victim.isDiskReady;
+      if (!isBelow && !residency.hasHostRoom) return; // it stays until someone needs its place
       this.#isActive = true;
-      if (isHostReady(victim) || victim.isDiskReady) residency.leaveGpu(victim, "evicted");
-      else {
-        this.moves.descend([victim], nowMs);
-        if (victim.host === ABSENT) return; // no room below: it stays until someone needs its place
-      }
+      if (isBelow) residency.leaveGpu(victim, "evicted");
+      else this.moves.descend([victim], nowMs);
     }
   }
 

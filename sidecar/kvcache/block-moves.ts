@@ -172,10 +172,9 @@ export class BlockMoves {
       const victim = this.residency.gpu.victim();
       if (victim === null) break;
       if (isHostReady(victim) || victim.isDiskReady) this.residency.leaveGpu(victim, "evicted");
-      else {
-        this.descend([victim], nowMs);
-        if (victim.host === ABSENT) break; // no room below
-      }
+      else if (this.residency.hasHostRoom) this.descend([victim], nowMs);
+      else if (this.#isHostDraining(nowMs)) return false;
+      else if (!this.#makeHostRoom(victim)) break;
     }
     return this.residency.gpu.freeCount >= count || this.residency.descending.size === 0;
   }
@@ -201,6 +200,25 @@ export class BlockMoves {
 
   get #host(): HostTier {
     return this.residency.tiers.host!;
+  }
+
+  /**
+   * The disk takes what has to leave host memory. Losing a block in its stead would tear a hole into a conversation
+   * whose end has gone down before.
+   */
+  #isHostDraining(nowMs: number): boolean {
+    const { host, disk } = this.residency.tiers;
+    if (disk === null || !disk.isOn(nowMs)) return false;
+    return this.residency.leaving.size > 0 || host!.pool.victim() !== null;
+  }
+
+  /** Room for this block, where only a block that is worth less can be lost for it. */
+  #makeHostRoom(block: CachedBlock): boolean {
+    const { pool } = this.#host;
+    const victim = pool.victim();
+    if (victim === null || !pool.order.isWorthReplacing(block)) return false;
+    this.residency.evictHost(victim);
+    return true;
   }
 
   #orderBehindCompute(stream: "load" | "save"): void {

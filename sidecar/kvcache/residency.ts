@@ -239,17 +239,27 @@ export class Residency {
     this.dirty.set(block, nowMs);
   }
 
+  /** takeHost() would return a slot. */
+  get hasHostRoom(): boolean {
+    return this.tiers.host !== null && (this.#host.pool.freeCount > 0 || this.#spareHost() !== null);
+  }
+
   /** A free host slot, or that of a victim which loses nothing by it. */
   takeHost(): BlockNumber | null {
     if (this.tiers.host === null) return null;
     const free = this.#host.allocate();
     if (free !== null) return free;
+    const spare = this.#spareHost();
+    if (spare === null) return null;
+    this.evictHost(spare);
+    return this.#host.allocate();
+  }
+
+  /** The next victim of host memory, if it lies elsewhere, too. */
+  #spareHost(): CachedBlock | null {
     const victim = this.#host.pool.victim();
     if (victim === null) return null;
-    const hasOther = victim.isDiskReady || (this.options.isExclusive && victim.gpu !== ABSENT);
-    if (!hasOther) return null;
-    this.evictHost(victim);
-    return this.#host.allocate();
+    return victim.isDiskReady || (this.options.isExclusive && victim.gpu !== ABSENT) ? victim : null;
   }
 
   /** A free disk slot, or that of a victim worth less than `block`. */

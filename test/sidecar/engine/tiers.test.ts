@@ -163,6 +163,25 @@ describe.each([
   });
 });
 
+test("exclusive tiers: nothing is lost to a disk that is slow, however suddenly gpu memory is wanted", () => {
+  const harness = crowded({ hostSlots: 8, diskSlots: 64, cache: { isExclusive: true } });
+  harness.disk!.faults = { ...NO_FAULTS, hang: 1 };
+  let turn = 0;
+  const askSlowly = (tokens: readonly number[]) => {
+    const id = harness.submit(tokens, { maxTokens: 2, sampling: endless });
+    harness.runToEnd(() => {
+      if (++turn % 40 === 0) harness.disk!.release();
+    });
+    return harness.answer(id).finish!;
+  };
+  const talks = [1, 2, 3, 4, 5].map((seed) => askSlowly(prompt(40, seed)).tokens);
+  for (const tokens of talks) {
+    const { gpu, host, disk } = askSlowly([...tokens, 5]).usage.cachedTokens;
+    expect(gpu + host + disk).toBe(tokens.length - 1);
+  }
+  expect(harness.cache.residency.lost.counts.get("evicted") ?? 0).toBe(0);
+});
+
 test("a block that was loaded half full and filled at once is written through like any other", () => {
   const harness = crowded({ diskSlots: 0, hostSlots: 64, cache: { preloadLayers: 0 } });
   const first = ask(harness, prompt(40)).tokens;
