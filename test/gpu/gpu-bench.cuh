@@ -106,6 +106,7 @@ inline float time_stream_us(const std::function<void(cudaStream_t)>& enqueue, in
 
 /** Median time in us of one replay of what `enqueue` puts on the stream, captured as a graph. */
 inline float time_graph_us(const std::function<void(cudaStream_t)>& enqueue, int repeats = 15) {
+  BENCH_CHECK(cudaDeviceSynchronize());  // the stream does not wait for what filled the memory
   cudaStream_t stream;
   BENCH_CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
   BENCH_CHECK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
@@ -193,8 +194,11 @@ inline double copy_bandwidth() {
   return std::max(rate.copy, rate.kernel_copy);
 }
 
-/** Something small between two kernels, as in a real step. */
-__global__ void small_kernel(float* value) {
+/** Something small between two kernels, as in a real step; with or without a word that the next may start early. */
+__global__ void small_kernel(float* value, bool is_letting_next_start) {
+#if __CUDA_ARCH__ >= 900
+  if (is_letting_next_start) asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
   if (threadIdx.x == 0 && blockIdx.x == 0) *value += 1.0f;
 }
 

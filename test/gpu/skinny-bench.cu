@@ -75,11 +75,13 @@ __global__ void reference_product(double* y, const kvs::SkinnyMatmulArgs a) {
 /** One product with `copies` weights, so that the cache does not serve them. */
 class Problem {
  public:
-  Problem(const Shape& shape, uint64_t seed, int copies = 1)
+  /** arena: memory for the weights, or null. All shapes are timed in the same memory: where it lies can cost 15 %. */
+  Problem(const Shape& shape, uint64_t seed, int copies = 1, char* arena = nullptr)
       : shape_(shape),
         weight_bytes_(static_cast<uint64_t>(shape.outputs) * shape.inputs * (shape.weight_dtype == KVS_F8E4M3 ? 1 : 2)),
         x_(static_cast<uint64_t>(shape.rows) * shape.inputs),
-        weight_(weight_bytes_ * copies),
+        own_weight_(arena == nullptr ? weight_bytes_ * copies : 0),
+        weight_(arena == nullptr ? own_weight_.get() : arena),
         scales_(shape.outputs),
         bias_(shape.outputs),
         y_(static_cast<uint64_t>(shape.rows) * shape.outputs * 4),
@@ -87,9 +89,9 @@ class Problem {
     const uint64_t weights = static_cast<uint64_t>(shape.outputs) * shape.inputs * copies;
     fill(x_.get(), x_.count(), shape.x_dtype, seed, 1.0f);
     if (shape.weight_dtype == KVS_F8E4M3) {
-      fill_e4m3<<<4096, 256>>>(reinterpret_cast<uint8_t*>(weight_.get()), weights, seed + 1);
+      fill_e4m3<<<4096, 256>>>(reinterpret_cast<uint8_t*>(weight_), weights, seed + 1);
     } else {
-      fill(reinterpret_cast<uint16_t*>(weight_.get()), weights, shape.weight_dtype, seed + 1, 0.02f);
+      fill(reinterpret_cast<uint16_t*>(weight_), weights, shape.weight_dtype, seed + 1, 0.02f);
     }
     bench::randomize(scales_.get(), shape.outputs, seed + 2, 0.01f);
     bench::randomize(bias_.get(), shape.outputs, seed + 3);
@@ -100,7 +102,7 @@ class Problem {
     kvs::SkinnyMatmulArgs a = {};
     a.y = y_.get();
     a.x = x_.get();
-    a.weight = weight_.get() + weight_bytes_ * copy;
+    a.weight = weight_ + weight_bytes_ * copy;
     a.scales = scales_.get();
     a.bias = shape_.has_bias ? bias_.get() : nullptr;
     a.y_dtype = shape_.y_dtype;
@@ -147,7 +149,8 @@ class Problem {
   Shape shape_;
   uint64_t weight_bytes_;
   Device<uint16_t> x_;
-  Device<char> weight_;
+  Device<char> own_weight_;
+  char* weight_;
   Device<float> scales_;
   Device<float> bias_;
   Device<char> y_;
@@ -193,7 +196,7 @@ void check_case(const Shape& shape, uint64_t seed) {
 }
 
 void check_all(uint64_t seed) {
-  for (const uint32_t rows : {1u, 3u, 4u, 5u, 8u, 9u, 16u, 17u, 32u, 33u, 64u}) {
+  for (const uint32_t rows : {1u, 3u, 4u, 5u, 8u, 9u, 16u}) {
     check_case({rows, 4096, 4096}, seed + rows);
     check_case({rows, 5120, 13824, KVS_BF16, KVS_BF16, KVS_BF16, false, true}, seed + rows + 1);
     check_case({rows, 1000, 1024, KVS_F16, KVS_F16, KVS_F16, true, false}, seed + rows + 2);
@@ -205,11 +208,14 @@ void check_all(uint64_t seed) {
   }
 }
 
-void time_case(const Shape& shape, double copy_rate) {
+constexpr uint64_t arena_bytes = 4300ull << 20;
+
+void time_case(const Shape& shape, double copy_rate, char* arena) {
   const uint64_t bytes =
       static_cast<uint64_t>(shape.outputs) * shape.inputs * (shape.weight_dtype == KVS_F8E4M3 ? 1 : 2);
-  const int copies = static_cast<int>(std::max<uint64_t>(4, (600ull << 20) / bytes));
-  const Problem problem(shape, 5, copies);
+  const int copies =
+      static_cast<int>(std::min<uint64_t>(arena_bytes / bytes, std::max<uint64_t>(4, (600ull << 20) / bytes)));
+  const Problem problem(shape, 5, copies, arena);
   const Device<float> small(1);
   if (!kvs::skinny_matmul_supports(problem.args())) return;
   const auto enqueue = [&](int copy, cudaStream_t stream) {
@@ -223,13 +229,13 @@ void time_case(const Shape& shape, double copy_rate) {
                       copies;
   const float between = bench::time_graph_us([&](cudaStream_t s) {
                           for (int c = 0; c < copies; ++c) {
-                            bench::small_kernel<<<8, 32, 0, s>>>(small.get());
+                            bench::small_kernel<<<8, 32, 0, s>>>(small.get(), false);
                             enqueue(c, s);
                           }
                         }) /
                         copies;
   const float smalls = bench::time_graph_us([&](cudaStream_t s) {
-                         for (int c = 0; c < copies; ++c) bench::small_kernel<<<8, 32, 0, s>>>(small.get());
+                         for (int c = 0; c < copies; ++c) bench::small_kernel<<<8, 32, 0, s>>>(small.get(), false);
                        }) /
                        copies;
   const double floor_us = static_cast<double>(bytes) / copy_rate / 1e6;
@@ -244,19 +250,23 @@ void time_case(const Shape& shape, double copy_rate) {
 
 void time_all() {
   const double copy_rate = bench::copy_bandwidth();
-  const uint32_t sizes[][2] = {{28672, 4096}, {4096, 14336}, {6144, 4096}, {4096, 4096},  {27648, 5120}, {15360, 5120},
-                               {5120, 13824}, {5120, 5120},  {7168, 5120}, {5120, 27648}, {128256, 4096}};
-  for (const uint32_t rows : {1u, 4u, 8u, 16u, 32u, 64u}) {
-    for (const auto& size : sizes) time_case({rows, size[0], size[1]}, copy_rate);
+  const Device<char> arena(arena_bytes);
+  std::printf("the first to be timed is slow, whatever it is:\n");
+  time_case({1, 8192, 8192}, copy_rate, arena.get());
+  const uint32_t sizes[][2] = {{4096, 14336}, {6144, 4096}, {4096, 4096}, {28672, 4096}, {27648, 5120}, {15360, 5120},
+                               {5120, 13824}, {5120, 5120}, {7168, 5120}, {5120, 27648}, {55296, 5120}, {128256, 4096}};
+  for (const uint32_t rows : {1u, 4u, 8u, 16u}) {
+    for (const auto& size : sizes) time_case({rows, size[0], size[1]}, copy_rate, arena.get());
   }
   for (const uint32_t rows : {1u, 16u}) {
-    for (const auto& size : sizes) time_case({rows, size[0], size[1], KVS_BF16, KVS_F8E4M3}, copy_rate);
+    for (const auto& size : sizes) time_case({rows, size[0], size[1], KVS_BF16, KVS_F8E4M3}, copy_rate, arena.get());
   }
 }
 
 }  // namespace
 
 int main(int argument_count, char** arguments) {
+  std::setvbuf(stdout, nullptr, _IOLBF, 0);
   const uint64_t seed = argument_count > 1 ? std::strtoull(arguments[1], nullptr, 10) : std::random_device{}();
   const std::string mode = argument_count > 2 ? arguments[2] : "both";
   bench::print_device();

@@ -1,5 +1,8 @@
-// Decode attention, the end of a segment: the warps' softmaxes become one, and, where several thread blocks share a
-// pair, the last of them adds up what all of them left in the workspace.
+// Decode attention, the end of a segment: the warps' softmaxes become one. Where several thread blocks share a pair,
+// each leaves its part in the workspace, and the last block adds them up when it has done all else. Parts carry no
+// flag: the workspace holds zeros, no part has a zero (it becomes -0), so a value that is not zero has been written;
+// the reader puts the zeros back. That saves a fence and two round trips to memory, half of a short kernel's time. The
+// block that waits has the highest number of those that it waits for, so that they run already.
 
 #pragma once
 
@@ -72,6 +75,42 @@ __device__ __forceinline__ void add_scaled(float4& to, const float4& value, floa
   to.w += value.w * factor;
 }
 
+/** A part as the block that adds up will see it: never zero. */
+__device__ __forceinline__ uint32_t part_bits(float value) {
+  const uint32_t bits = __float_as_uint(value);
+  return bits == 0 ? 0x80000000u : bits;
+}
+__device__ __forceinline__ void leave_part(float* to, const float4& value) {
+  asm volatile("st.relaxed.gpu.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(part_bits(value.x)),
+               "r"(part_bits(value.y)), "r"(part_bits(value.z)), "r"(part_bits(value.w))
+               : "memory");
+}
+__device__ __forceinline__ void leave_part(float2* to, const float2& value) {
+  asm volatile("st.relaxed.gpu.global.v2.b32 [%0], {%1, %2};" ::"l"(to), "r"(part_bits(value.x)),
+               "r"(part_bits(value.y))
+               : "memory");
+}
+__device__ __forceinline__ float4 look_at_part(const float4* from) {
+  float4 value;
+  asm volatile("ld.relaxed.gpu.global.v4.f32 {%0, %1, %2, %3}, [%4];"
+               : "=f"(value.x), "=f"(value.y), "=f"(value.z), "=f"(value.w)
+               : "l"(from)
+               : "memory");
+  return value;
+}
+__device__ __forceinline__ float2 look_at_part(const float2* from) {
+  float2 value;
+  asm volatile("ld.relaxed.gpu.global.v2.f32 {%0, %1}, [%2];" : "=f"(value.x), "=f"(value.y) : "l"(from) : "memory");
+  return value;
+}
+__device__ __forceinline__ bool is_there(const float4& part) {
+  return __float_as_uint(part.x) != 0 && __float_as_uint(part.y) != 0 && __float_as_uint(part.z) != 0 &&
+         __float_as_uint(part.w) != 0;
+}
+__device__ __forceinline__ bool is_there(const float2& state) {
+  return __float_as_uint(state.x) != 0 && __float_as_uint(state.y) != 0;
+}
+
 /** The warps' states become the row's output, or, when other blocks share the pair, this block's partial. */
 template <typename T, int D, typename Shape>
 __device__ void merge_warps(const DecodeParams& p, const SegmentOutput<Shape>& output, bool is_whole, int slot) {
@@ -88,46 +127,72 @@ __device__ void merge_warps(const DecodeParams& p, const SegmentOutput<Shape>& o
     if (is_whole) {
       store_output<T>(p, output.row, output.head_begin + head, dim, total, state.y);
     } else {
-      *reinterpret_cast<float4*>(p.partials + (static_cast<uint64_t>(slot) * Shape::heads + head) * D + dim) = total;
-      if (dim == 0) p.states[slot * Shape::heads + head] = state;
+      leave_part(p.partials + (static_cast<int64_t>(slot) * Shape::heads + head) * D + dim, total);
+      if (dim == 0) leave_part(p.states + slot * Shape::heads + head, state);
     }
   }
 }
 
-/** The last block of a pair adds up all of its partials, in the order of the blocks. */
-template <typename T, int D, typename Shape>
-__device__ void finish_pair(const DecodeParams& p, const SegmentOutput<Shape>& output, const DecodeSegment& segment,
-                            const DecodeShares& shares) {
-  __shared__ int is_last;
-  const int first = shares.owner(segment.pair_begin);
-  const int count = shares.owner(segment.pair_begin + segment.pair_tiles - 1) - first + 1;
-  int* counter = p.counters + segment.sequence * p.units + segment.unit;
-  __threadfence();
-  __syncthreads();
-  if (threadIdx.x == 0) is_last = atomicAdd(counter, 1) == count - 1;
-  __syncthreads();
-  if (!is_last) return;
-  __threadfence();
-  const auto slot_of = [&](int i) { return (first + i) * 2 + (i == 0 ? 1 : 0); };
-  float2* gathered = reinterpret_cast<float2*>(output.merge);
-  for (int i = threadIdx.x; i < count * output.head_count; i += Shape::threads) {
-    gathered[i] = __ldcg(p.states + slot_of(i / output.head_count) * Shape::heads + i % output.head_count);
+/** Adds up the parts of one head and four dims, in the order of the blocks. slot_of(i): where the i-th lies. */
+template <int D, typename Shape, typename Slot>
+__device__ float4 add_up_parts(const DecodeParams& p, int head, int dim, int count, Slot slot_of, float& sum) {
+  constexpr int batch = 18;  // so many are on their way at once
+  float most = -INFINITY;
+  float4 total = {0, 0, 0, 0};
+  sum = 0.0f;
+  for (int begin = 0; begin < count; begin += batch) {
+    float2 state[batch];
+    float4 part[batch];
+#pragma unroll
+    for (int i = 0; i < batch; ++i) {
+      state[i].x = -INFINITY;
+      if (begin + i >= count) continue;
+      const int64_t at = static_cast<int64_t>(slot_of(begin + i)) * Shape::heads + head;
+      state[i] = look_at_part(p.states + at);
+      part[i] = look_at_part(reinterpret_cast<const float4*>(p.partials + at * D + dim));
+    }
+#pragma unroll
+    for (int i = 0; i < batch; ++i) {
+      if (begin + i >= count) continue;
+      const int64_t at = static_cast<int64_t>(slot_of(begin + i)) * Shape::heads + head;
+      while (!is_there(state[i])) state[i] = look_at_part(p.states + at);
+      float4* from = reinterpret_cast<float4*>(p.partials + at * D + dim);
+      while (!is_there(part[i])) part[i] = look_at_part(from);
+      *from = {0, 0, 0, 0};
+    }
+    const float before = most;
+#pragma unroll
+    for (int i = 0; i < batch; ++i) most = fmaxf(most, state[i].x);
+    const float factor = exp2_fast(before - most);
+    total = {total.x * factor, total.y * factor, total.z * factor, total.w * factor};
+    sum *= factor;
+#pragma unroll
+    for (int i = 0; i < batch; ++i) {
+      if (begin + i >= count) continue;
+      const float weight = exp2_fast(state[i].x - most);
+      sum += state[i].y * weight;
+      add_scaled(total, part[i], weight);
+    }
   }
-  __syncthreads();
+  return total;
+}
+
+/** The row's output from all blocks' parts of the pair. */
+template <typename T, int D, typename Shape>
+__device__ void close_pair(const DecodeParams& p, const SegmentOutput<Shape>& output, int first_block) {
+  const int count = static_cast<int>(blockIdx.x) - first_block + 1;
+  const auto slot_of = [&](int i) { return (first_block + i) * 2 + (i == 0 ? 1 : 0); };
   for (int i = threadIdx.x; i < output.head_count * (D / 4); i += Shape::threads) {
     const int head = i / (D / 4);
     const int dim = i % (D / 4) * 4;
-    float4 total = {0, 0, 0, 0};
-    const float* from = p.partials + static_cast<uint64_t>(head) * D + dim;
-    const float2 state = merge_states(
-        count, [&](int c) { return gathered[c * output.head_count + head]; },
-        [&](int c, float factor) {
-          const float* partial = from + static_cast<uint64_t>(slot_of(c)) * Shape::heads * D;
-          add_scaled(total, __ldcg(reinterpret_cast<const float4*>(partial)), factor);
-        });
-    store_output<T>(p, output.row, output.head_begin + head, dim, total, state.y);
+    float sum;
+    const float4 total = add_up_parts<D, Shape>(p, head, dim, count, slot_of, sum);
+    store_output<T>(p, output.row, output.head_begin + head, dim, total, sum);
   }
-  if (threadIdx.x == 0) *counter = 0;
+  __syncthreads();  // all have read the states
+  for (int i = threadIdx.x; i < count * output.head_count; i += Shape::threads) {
+    p.states[slot_of(i / output.head_count) * Shape::heads + i % output.head_count] = {0, 0};
+  }
 }
 
 }  // namespace kvs

@@ -20,8 +20,9 @@ struct DecodeShape {
   static constexpr int merge_bytes = warps * heads * merge_pitch * 4;
   static constexpr int angle_pairs = (D / 2 + 63) / 64;  // pairs of angles a lane turns, by two
 
-  static int shared_bytes(int stages, int sequence_count, int merge) {
-    return warps * (stages * stage_bytes + 2 * query_bytes) + merge + warps * heads * 8 + (4 * sequence_count + 1) * 4;
+  static int shared_bytes(int stages, int sequence_count) {
+    return warps * (stages * stage_bytes + 2 * query_bytes) + merge_bytes + warps * heads * 8 +
+           (4 * sequence_count + 1) * 4;
   }
 };
 
@@ -62,7 +63,7 @@ struct TileFetcher {
   }
 
   /** Whether the next tile holds the step's own key, which the kernel before this one may still be writing. */
-  __device__ bool is_next_tile_fresh() const { return tile == position / p.tile_tokens; }
+  __device__ bool is_next_tile_fresh() const { return tile == position >> p.tile_tokens_log2; }
 
   __device__ void fetch_next(uint32_t stage) {
     const int lane = threadIdx.x % 32;
@@ -73,7 +74,7 @@ struct TileFetcher {
       ids = table[min(block + lane, last)];
     }
     const int id = __shfl_sync(full_warp, ids, block - table_at);
-    const int tile_of_block = tile & (p.tiles_per_block - 1);
+    const int tile_of_block = tile & ((1 << p.tiles_per_block_log2) - 1);
     constexpr int row_chunks = D / 8;
     constexpr int rows_each = 32 / row_chunks;
     const int chunk = lane % row_chunks;
@@ -82,7 +83,7 @@ struct TileFetcher {
     const char* from = head + static_cast<uint64_t>(id) * p.block_stride_bytes +
                        (tile_of_block * decode_tile_tokens + row) * row_bytes + chunk * 16;
     const uint32_t to = stage + row * Shape::pitch + chunk * 16;
-    const int rows_valid = min(position - tile * p.tile_tokens + 1, p.tile_tokens) - row;
+    const int rows_valid = min(position - (tile << p.tile_tokens_log2) + 1, p.tile_tokens) - row;
     if (chunk * 8 < p.head_dim) {
 #pragma unroll
       for (int i = 0; i < decode_tile_tokens / rows_each; ++i) {
@@ -110,15 +111,28 @@ struct TurnedQuery {
     const int lane = threadIdx.x % 32;
     const char* from =
         static_cast<const char*>(p.q) + (static_cast<uint64_t>(row) * p.heads + head_begin) * p.head_dim * 2;
-    for (int i = lane; i < Shape::heads * D / 8; i += 32) {
-      const int head = i / (D / 8);
-      const int chunk = i % (D / 8);
-      uint4 value = {0, 0, 0, 0};
-      if (head < head_count && chunk * 8 < p.head_dim) {
-        value = *reinterpret_cast<const uint4*>(from + head * p.head_dim * 2 + chunk * 16);
+    constexpr int chunks = Shape::heads * D / 8 / 32;  // of a lane
+    constexpr int batch = chunks < 8 ? chunks : 8;
+#pragma unroll
+    for (int begin = 0; begin < chunks; begin += batch) {
+      uint4 value[batch];
+#pragma unroll
+      for (int i = 0; i < batch; ++i) {
+        const int at = (begin + i) * 32 + lane;
+        const int head = at / (D / 8);
+        const int chunk = at % (D / 8);
+        value[i] = {0, 0, 0, 0};
+        if (head < head_count && chunk * 8 < p.head_dim) {
+          value[i] = *reinterpret_cast<const uint4*>(from + head * p.head_dim * 2 + chunk * 16);
+        }
       }
-      *reinterpret_cast<uint4*>(raw + head * Shape::pitch + chunk * 16) = value;
-      *reinterpret_cast<uint4*>(raw + Shape::query_bytes + head * Shape::pitch + chunk * 16) = value;
+#pragma unroll
+      for (int i = 0; i < batch; ++i) {
+        const int at = (begin + i) * 32 + lane;
+        char* to = raw + at / (D / 8) * Shape::pitch + at % (D / 8) * 16;
+        *reinterpret_cast<uint4*>(to) = value[i];
+        *reinterpret_cast<uint4*>(to + Shape::query_bytes) = value[i];
+      }
     }
     __syncwarp();
   }

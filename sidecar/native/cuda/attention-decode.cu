@@ -29,6 +29,8 @@ __device__ __forceinline__ void attend_segment(const DecodeParams& p, TileFetche
   const int lane = threadIdx.x % 32;
   TurnedQuery<T, D, heads_8, Shape> query;
   float slope[heads_8][2] = {};
+  int block = tile >> p.tiles_per_block_log2;
+  if (p.rotary_half > 0) query.load_angles(p, position - block * p.block_tokens);
   query.load(p, raw, output.row, output.head_begin, output.head_count);
   if (p.slopes != nullptr) {
 #pragma unroll
@@ -40,8 +42,6 @@ __device__ __forceinline__ void attend_segment(const DecodeParams& p, TileFetche
       }
     }
   }
-  int block = tile >> p.tiles_per_block_log2;
-  if (p.rotary_half > 0) query.load_angles(p, position - block * p.block_tokens);
   bool is_turned = false;
   for (; tile < tile_end; ++tile) {
     copy_async_wait_for(p.stages - 2);
@@ -58,15 +58,23 @@ __device__ __forceinline__ void attend_segment(const DecodeParams& p, TileFetche
       is_turned = true;
       block = now;
     }
-    attend_tile<T, D, heads_8, Shape>(p, ring + stage * Shape::stage_bytes, tile * p.tile_tokens, position, query,
+    attend_tile<T, D, heads_8, Shape>(p, ring + stage * Shape::stage_bytes, tile << p.tile_tokens_log2, position, query,
                                       slope, state);
     stage = stage + 1 == p.stages ? 0 : stage + 1;
   }
 }
 
+template <typename Shape>
+__device__ __forceinline__ SegmentOutput<Shape> segment_output(const DecodeParams& p, const DecodeSequences& of,
+                                                               const DecodeSegment& segment, char* merge,
+                                                               float2* states) {
+  const int kv_head = segment.unit / p.units_per_group;
+  const int part = (segment.unit - kv_head * p.units_per_group) * Shape::heads;
+  return {merge, states, kv_head * p.group + part, min(Shape::heads, p.group - part), of.row[segment.sequence]};
+}
+
 template <typename T, int D, int heads_8, int warps>
-__global__ void __launch_bounds__(warps * 32, 1)
-    decode_kernel(const __grid_constant__ DecodeParams p, int merge_bytes) {
+__global__ void __launch_bounds__(warps * 32, 1) decode_kernel(const __grid_constant__ DecodeParams p) {
   using Shape = DecodeShape<T, D, heads_8, warps>;
   extern __shared__ __align__(128) char shared[];
   const int warp = threadIdx.x / 32;
@@ -74,7 +82,7 @@ __global__ void __launch_bounds__(warps * 32, 1)
   char* rings = shared;
   char* queries = rings + warps * p.stages * Shape::stage_bytes;
   char* merge = queries + warps * 2 * Shape::query_bytes;
-  float2* states = reinterpret_cast<float2*>(merge + merge_bytes);
+  float2* states = reinterpret_cast<float2*>(merge + Shape::merge_bytes);
   int* facts = reinterpret_cast<int*>(states + warps * Shape::heads);
   const DecodeSequences of{facts + 3 * p.sequence_count, facts, facts + p.sequence_count, facts + 2 * p.sequence_count};
 
@@ -99,7 +107,6 @@ __global__ void __launch_bounds__(warps * 32, 1)
     if (fetcher.open_next()) fetcher.fetch_next(ring + ahead * Shape::stage_bytes);
     copy_async_commit();
   }
-  clear_padding_rows(p);
 
   int stage = 0;
   char* raw = queries + warp * 2 * Shape::query_bytes;
@@ -109,9 +116,7 @@ __global__ void __launch_bounds__(warps * 32, 1)
     const int first = visible_tiles(p, position).x + segment.skipped;
     const int tile = first + segment.count * warp / warps;
     const int tile_end = first + segment.count * (warp + 1) / warps;
-    const int group_part = segment.unit % p.units_per_group * Shape::heads;
-    const SegmentOutput<Shape> output{merge, states, segment.unit / p.units_per_group * p.group + group_part,
-                                      min(Shape::heads, p.group - group_part), of.row[segment.sequence]};
+    const SegmentOutput<Shape> output = segment_output<Shape>(p, of, segment, merge, states);
     HeadState<T, D, heads_8> state;
     state.reset();
     if (tile < tile_end) {
@@ -122,31 +127,32 @@ __global__ void __launch_bounds__(warps * 32, 1)
     __syncthreads();
     const int slot = blockIdx.x * 2 + (segment.skipped == 0 ? 1 : 0);
     merge_warps<T, D, Shape>(p, output, segment.is_whole(), slot);
-    if (!segment.is_whole()) finish_pair<T, D, Shape>(p, output, segment, shares);
     at += segment.count;
   }
   copy_async_wait<0>();
+  clear_padding_rows(p);
+  if (begin == end) return;
+  const DecodeSegment segment = segment_at(p, of.first_tile, begin, end);
+  if (segment.is_closing()) {
+    close_pair<T, D, Shape>(p, segment_output<Shape>(p, of, segment, merge, states), shares.owner(segment.pair_begin));
+  }
 }
 
 // ---- launcher --------------------------------------------------------------------------------------
 
+/** As many warps as fit, halved until they do. */
 template <typename T, int D, int heads_8, int warps>
 cudaError_t launch_decode(DecodeParams& p, const AttentionArgs& args) {
   using Shape = DecodeShape<T, D, heads_8, warps>;
   const int limit = shared_bytes_per_block(args.compute_capability);
-  const int blocks_per_sm = D == 64 && args.compute_capability != 89 ? 2 : 1;
-  const int grid = args.sm_count * blocks_per_sm;
-  const int gathered = grid * Shape::heads * 8;
-  const int merge = Shape::merge_bytes > gathered ? Shape::merge_bytes : gathered;
   p.stages = 8;
-  while (p.stages > 2 && Shape::shared_bytes(p.stages, p.sequence_count, merge) > limit / blocks_per_sm - 1024)
-    --p.stages;
-  const int bytes = Shape::shared_bytes(p.stages, p.sequence_count, merge);
+  while (p.stages > 2 && Shape::shared_bytes(p.stages, p.sequence_count) > limit) --p.stages;
+  const int bytes = Shape::shared_bytes(p.stages, p.sequence_count);
   if (bytes > limit) {
-    if constexpr (warps > 2) return launch_decode<T, D, heads_8, 2>(p, args);
+    if constexpr (warps > (D == 64 ? 4 : 2)) return launch_decode<T, D, heads_8, warps / 2>(p, args);
     return cudaErrorNotSupported;
   }
-  return launch(true, decode_kernel<T, D, heads_8, warps>, grid, Shape::threads, bytes, args.stream, p, merge);
+  return launch(true, decode_kernel<T, D, heads_8, warps>, args.sm_count, Shape::threads, bytes, args.stream, p);
 }
 
 template <typename T, int D>
@@ -154,7 +160,7 @@ cudaError_t launch_heads(DecodeParams& p, const AttentionArgs& args) {
   const int padded = p.group <= 8 ? 8 : 16;
   p.units_per_group = (p.group + padded - 1) / padded;
   p.units = static_cast<int>(args.kv_heads) * p.units_per_group;
-  if (padded == 8) return launch_decode<T, D, 1, 4>(p, args);
+  if (padded == 8) return launch_decode<T, D, 1, D == 256 ? 4 : 8>(p, args);
   return launch_decode<T, D, 2, D == 256 ? 2 : 4>(p, args);
 }
 
@@ -197,15 +203,14 @@ cudaError_t decode_attention(const AttentionArgs& args, const AttentionLayout& l
   p.rotary_half = static_cast<int>(args.rotary_dim / 2);
   p.block_tokens = static_cast<int>(args.block_tokens);
   p.tile_tokens = p.block_tokens < decode_tile_tokens ? p.block_tokens : decode_tile_tokens;
-  p.tiles_per_block = p.block_tokens / p.tile_tokens;
-  p.tiles_per_block_log2 = log2_of(p.tiles_per_block);
+  p.tile_tokens_log2 = log2_of(p.tile_tokens);
+  p.tiles_per_block_log2 = log2_of(p.block_tokens / p.tile_tokens);
   p.row_count = static_cast<int>(args.row_count);
   p.sequence_count = static_cast<int>(args.sequence_count);
   if (args.is_decode && p.sequence_count > p.row_count) p.sequence_count = p.row_count;
   p.is_decode = args.is_decode;
   p.step = args.step;
   char* workspace = static_cast<char*>(args.workspace);
-  p.counters = reinterpret_cast<int*>(workspace + layout.decode_counters);
   p.states = reinterpret_cast<float2*>(workspace + layout.decode_states);
   p.partials = reinterpret_cast<float*>(workspace + layout.decode_partials);
   return args.compute_dtype == KVS_BF16 ? launch_head_dim<__nv_bfloat16>(p, args) : launch_head_dim<__half>(p, args);

@@ -32,16 +32,15 @@ struct DecodeParams {
   int rotary_half;
   int block_tokens;
   int tile_tokens;  // 16, or 8 in blocks of 8
-  int tiles_per_block;
+  int tile_tokens_log2;
   int tiles_per_block_log2;
   int stages;
   int row_count;
   int sequence_count;
   bool is_decode;
   DeviceStep step;
-  int* counters;
-  float2* states;
-  float* partials;
+  float2* states;   // (partial, head of unit): max, sum. Zero: not written yet
+  float* partials;  // (partial, head of unit, padded head_dim). Likewise
 };
 
 /** What the tiles of the step are, in shared memory; arrays of sequence_count. */
@@ -58,8 +57,8 @@ __device__ __forceinline__ int first_visible(int position, int window) {
 
 /** First tile of the view and number of tiles that a row at `position` sees. */
 __device__ __forceinline__ int2 visible_tiles(const DecodeParams& p, int position) {
-  const int begin = first_visible(position, p.window) / p.tile_tokens;
-  return {begin, position / p.tile_tokens + 1 - begin};
+  const int begin = first_visible(position, p.window) >> p.tile_tokens_log2;
+  return {begin, (position >> p.tile_tokens_log2) + 1 - begin};
 }
 
 /** Fills `of` and returns the tiles of one unit over all sequences. All threads of the block. */
@@ -73,9 +72,15 @@ __device__ int scan_sequences(const DecodeParams& p, const DecodeSequences& of) 
   int sum = 0;
   for (int s = begin; s < end; ++s) {
     const kvs_step_sequence sequence = p.step.sequences[s];
+    int row = s;
+    int position;
+    if (p.is_decode) {
+      position = p.step.row_position[s];  // at once, not after the sequence is known
+    } else {
+      row = s < live && sequence.row_count == 1 ? sequence.row_begin : 0;
+      position = p.step.row_position[row];
+    }
     const bool is_mine = s < live && sequence.row_count == 1;
-    const int row = p.is_decode ? s : is_mine ? sequence.row_begin : 0;
-    const int position = p.step.row_position[row];
     of.position[s] = position;
     of.table_begin[s] = sequence.table_begin;
     of.row[s] = row;
@@ -103,20 +108,19 @@ __device__ int scan_sequences(const DecodeParams& p, const DecodeSequences& of) 
 
 /** The shares of `total` tiles: block b of the grid takes [begin(b), begin(b + 1)). */
 struct DecodeShares {
-  int each;
-  int larger;  // so many first blocks take one more
+  uint32_t each;
+  uint32_t larger;  // so many first blocks take one more
 
   /** A block takes at least tiles_min, so that a few tiles are not scattered over the whole GPU. */
-  __device__ DecodeShares(int total, int blocks, int tiles_min) {
-    const int used = max(1, min(blocks, total / tiles_min));
-    each = total / used;
-    larger = total % used;
-    limit = total;
+  __device__ DecodeShares(int total, int blocks, int tiles_min) : limit(total) {
+    const uint32_t used = max(1, min(blocks, total / tiles_min));
+    each = static_cast<uint32_t>(total) / used;
+    larger = static_cast<uint32_t>(total) - each * used;
   }
-  __device__ int begin(int block) const { return min(limit, block * each + min(block, larger)); }
-  __device__ int owner(int tile) const {
-    const int of_larger = larger * (each + 1);
-    return tile < of_larger ? tile / (each + 1) : larger + (tile - of_larger) / each;
+  __device__ int begin(uint32_t block) const { return min(limit, static_cast<int>(block * each + min(block, larger))); }
+  __device__ int owner(uint32_t tile) const {
+    const uint32_t of_larger = larger * (each + 1);
+    return static_cast<int>(tile < of_larger ? tile / (each + 1) : larger + (tile - of_larger) / each);
   }
 
  private:
@@ -133,6 +137,8 @@ struct DecodeSegment {
   int count;
 
   __device__ bool is_whole() const { return count == pair_tiles; }
+  /** This block has the last part of a pair that others began: it adds up. */
+  __device__ bool is_closing() const { return skipped > 0 && skipped + count == pair_tiles; }
 };
 
 __device__ __forceinline__ DecodeSegment segment_at(const DecodeParams& p, const int* first_tile, int tile, int limit) {
@@ -150,7 +156,7 @@ __device__ __forceinline__ DecodeSegment segment_at(const DecodeParams& p, const
   segment.sequence = low;
   segment.pair_tiles = first_tile[low + 1] - first_tile[low];
   const int local = tile - first_tile[low] * p.units;
-  segment.unit = local / segment.pair_tiles;
+  segment.unit = static_cast<int>(static_cast<uint32_t>(local) / static_cast<uint32_t>(segment.pair_tiles));
   segment.skipped = local - segment.unit * segment.pair_tiles;
   segment.pair_begin = tile - segment.skipped;
   segment.count = min(segment.pair_tiles - segment.skipped, limit - tile);

@@ -115,10 +115,10 @@ __device__ int find_owner(const int* prefix, int count, int value) {
 
 // ---- the plan ---------------------------------------------------------------------------------------
 
-/** Longest part of a tile, in key blocks, so that few tiles still fill the GPU; large when there are enough. */
-__device__ int longest_part(const PrefillParams& p, const SequenceOffsets& offsets, int tile_count) {
+/** Key blocks of all tiles and units, when they are so few that tiles are split to fill the GPU; else 0. */
+__device__ int blocks_to_split(const PrefillParams& p, const SequenceOffsets& offsets, int tile_count) {
   const int count = p.sequence_end - p.sequence_begin;
-  if (tile_count * p.units() >= 2 * p.sm_count) return 1 << 30;
+  if (tile_count * p.units() >= 2 * p.sm_count) return 0;
   int blocks = 0;
   for (int t = threadIdx.x; t < tile_count; t += threads) {
     const int s = find_owner(offsets.tiles, count, t);
@@ -128,14 +128,21 @@ __device__ int longest_part(const PrefillParams& p, const SequenceOffsets& offse
   }
   int total;
   block_scan(blocks, total);
-  return max(4, (total * p.units() + p.sm_count - 1) / p.sm_count);
+  return total * p.units();
+}
+
+/** Parts of a tile of so many key blocks: its share of the SMs, so that all parts run at once; three blocks at least.
+ */
+__device__ int parts_of(const PrefillParams& p, int blocks, int blocks_of_all) {
+  if (blocks_of_all == 0) return 1;
+  return max(1, min(blocks / 3, static_cast<int>(static_cast<int64_t>(blocks) * p.sm_count / blocks_of_all)));
 }
 
 /** Tiles in order of falling length within a sequence, each in as many parts as it needs. */
 __device__ void write_plan(const PrefillParams& p, const SequenceOffsets& offsets) {
   const int count = p.sequence_end - p.sequence_begin;
   const int tile_count = offsets.tiles[count];
-  const int longest = longest_part(p, offsets, tile_count);
+  const int blocks_of_all = blocks_to_split(p, offsets, tile_count);
   int written = 0;
   for (int begin = 0; begin < tile_count; begin += threads) {
     const int t = begin + threadIdx.x;
@@ -152,7 +159,9 @@ __device__ void write_plan(const PrefillParams& p, const SequenceOffsets& offset
       tile.tokens = min(p.tile_tokens, work.rows - index * p.tile_tokens);
       tile.first_position = work.first_position + index * p.tile_tokens;
       tile.key_shift = offsets.keys[s] - work.key_begin;
-      tile.splits = (end - first + longest - 1) / longest;
+      tile.splits = parts_of(p, end - first, blocks_of_all);
+      tile.context = work.first_position + work.rows;
+      tile.table_begin = p.step.sequences[p.sequence_begin + s].table_begin;
     }
     int total;
     int at = written + block_scan(tile.splits, total);
@@ -163,9 +172,6 @@ __device__ void write_plan(const PrefillParams& p, const SequenceOffsets& offset
     }
     written += total;
   }
-  if (longest < (1 << 30)) {
-    for (int i = threadIdx.x; i < written * p.units() * 2; i += threads) p.counters[i] = 0;
-  }
   if (threadIdx.x == 0) {
     p.plan->tile_count = written;
     p.plan->next_item = 0;
@@ -175,7 +181,7 @@ __device__ void write_plan(const PrefillParams& p, const SequenceOffsets& offset
 // ---- the keys and values ------------------------------------------------------------------------------
 
 /** Gathers 64 keys and values of one head; a warp holds whole rows, a lane 8 values of each. */
-template <typename T, int D>
+template <typename T, int D, bool with_values>
 __device__ void gather_chunk(const PrefillParams& p, const SequenceWork& work, int table_begin, int key_begin,
                              uint64_t row_to, int kv_head) {
   constexpr int row_chunks = D / 8;
@@ -187,17 +193,18 @@ __device__ void gather_chunk(const PrefillParams& p, const SequenceWork& work, i
   const int context = work.first_position + work.rows;
   const char* head = p.kv + static_cast<uint64_t>(p.kv_head_begin + kv_head) * p.head_stride_bytes;
   uint4 keys[steps];
-  uint4 values[steps];
+  uint4 values[with_values ? steps : 1];
 #pragma unroll
   for (int i = 0; i < steps; ++i) {
     const int key = key_begin + row + i * rows_each;
-    const int id = key < context ? table[key / p.block_tokens] : -1;
-    keys[i] = values[i] = {0, 0, 0, 0};
+    const int id = key < context ? table[key >> p.block_tokens_log2] : -1;
+    keys[i] = {0, 0, 0, 0};
+    if (with_values) values[i] = {0, 0, 0, 0};
     if (id >= 0 && chunk * 8 < p.head_dim) {
       const char* from = head + static_cast<uint64_t>(id) * p.block_stride_bytes +
-                         (key % p.block_tokens) * p.head_dim * 2 + chunk * 16;
+                         (key & (p.block_tokens - 1)) * p.head_dim * 2 + chunk * 16;
       keys[i] = *reinterpret_cast<const uint4*>(from);
-      values[i] = *reinterpret_cast<const uint4*>(from + p.value_bytes);
+      if (with_values) values[i] = *reinterpret_cast<const uint4*>(from + p.value_bytes);
     }
   }
   const ChunkTurn turn(chunk, p.rotary_half);
@@ -213,14 +220,14 @@ __device__ void gather_chunk(const PrefillParams& p, const SequenceWork& work, i
       partner.y = __shfl_sync(full_warp, keys[i].y, partner_lane);
       partner.z = __shfl_sync(full_warp, keys[i].z, partner_lane);
       partner.w = __shfl_sync(full_warp, keys[i].w, partner_lane);
-      const int64_t at = static_cast<int64_t>(key / p.block_tokens) * p.block_tokens * p.rotary_half + turn.pair;
+      const int64_t at = static_cast<int64_t>(key & -p.block_tokens) * p.rotary_half + turn.pair;
       if (turn.is_turned && key < context) {
         keys[i] = turn_chunk<T>(keys[i], partner, p.cosine + at, p.sine + at, turn.is_low);
       }
     }
     const uint64_t to = (head_to + row_to + row + i * rows_each) * row_chunks + chunk;
     static_cast<uint4*>(p.keys)[to] = keys[i];
-    static_cast<uint4*>(p.values)[to] = values[i];
+    if (with_values) static_cast<uint4*>(p.values)[to] = values[i];
   }
 }
 
@@ -233,7 +240,7 @@ __device__ void clear_padding_rows(const PrefillParams& p) {
   }
 }
 
-template <typename T, int D>
+template <typename T, int D, bool with_values>
 __global__ void __launch_bounds__(threads) gather_kernel(const __grid_constant__ PrefillParams p) {
   extern __shared__ int shared[];
   const int count = p.sequence_end - p.sequence_begin;
@@ -249,25 +256,32 @@ __global__ void __launch_bounds__(threads) gather_kernel(const __grid_constant__
     const int row_to = item / heads * chunk_keys;
     const int s = find_owner(offsets.keys, count, row_to);
     const SequenceWork work(p, p.sequence_begin + s);
-    gather_chunk<T, D>(p, work, p.step.sequences[p.sequence_begin + s].table_begin,
-                       work.key_begin + row_to - offsets.keys[s], row_to, item % heads);
+    gather_chunk<T, D, with_values>(p, work, p.step.sequences[p.sequence_begin + s].table_begin,
+                                    work.key_begin + row_to - offsets.keys[s], row_to, item % heads);
   }
 }
 
-template <typename T>
-cudaError_t launch_gather(const PrefillParams& p, int padded_dim, cudaStream_t stream) {
-  const int grid = p.sm_count * 4;
+template <typename T, int D>
+cudaError_t launch_gather(const PrefillParams& p, cudaStream_t stream) {
   const int bytes = (p.sequence_end - p.sequence_begin + 1) * 8;
-  if (padded_dim == 64) return launch(false, gather_kernel<T, 64>, grid, threads, bytes, stream, p);
-  if (padded_dim == 128) return launch(false, gather_kernel<T, 128>, grid, threads, bytes, stream, p);
-  return launch(false, gather_kernel<T, 256>, grid, threads, bytes, stream, p);
+  if (p.values == nullptr) {
+    return launch(true, gather_kernel<T, D, false>, p.sm_count * 8, threads, bytes, stream, p);
+  }
+  return launch(true, gather_kernel<T, D, true>, p.sm_count * 4, threads, bytes, stream, p);
+}
+
+template <typename T>
+cudaError_t launch_head_dim(const PrefillParams& p, int padded_dim, cudaStream_t stream) {
+  if (padded_dim == 64) return launch_gather<T, 64>(p, stream);
+  if (padded_dim == 128) return launch_gather<T, 128>(p, stream);
+  return launch_gather<T, 256>(p, stream);
 }
 
 }  // namespace
 
 cudaError_t gather_keys_and_values(const PrefillParams& p, kvs_dtype dtype, int padded_dim, cudaStream_t stream) {
-  return dtype == KVS_BF16 ? launch_gather<__nv_bfloat16>(p, padded_dim, stream)
-                           : launch_gather<__half>(p, padded_dim, stream);
+  return dtype == KVS_BF16 ? launch_head_dim<__nv_bfloat16>(p, padded_dim, stream)
+                           : launch_head_dim<__half>(p, padded_dim, stream);
 }
 
 }  // namespace kvs

@@ -14,13 +14,11 @@ constexpr uint32_t decode_partials_per_block = 2;
 /** Head dims are padded to 64, 128 or 256 in shared memory and registers. */
 inline uint32_t padded_head_dim(uint32_t head_dim) { return head_dim <= 64 ? 64 : head_dim <= 128 ? 128 : 256; }
 
-/** Parts of the workspace, in bytes from its start; counters are zero between launches. */
+/** Parts of the workspace, in bytes from its start. Decode leaves zeros in its parts, as it found them. */
 struct AttentionLayout {
-  uint64_t decode_counters;  // int per (sequence, unit of query heads)
   uint64_t decode_states;    // (max, sum) per partial and head
   uint64_t decode_partials;  // F32 (partial, head of unit, padded head_dim)
   uint64_t prefill_plan;     // PrefillPlan
-  uint64_t prefill_counters;
   uint64_t prefill_states;
   uint64_t prefill_partials;
   uint64_t keys;  // (kv head, key, padded head_dim), then as many values

@@ -10,8 +10,6 @@ namespace kvs {
 namespace {
 
 constexpr uint64_t gathered_bytes_max = 256ull << 20;
-constexpr uint64_t decode_units_max = 1 << 18;  // (sequence, unit) counters
-constexpr int decode_blocks_per_sm = 2;
 constexpr uint64_t cached_bytes = 24ull << 20;  // of keys and values that stay in the L2 cache
 
 uint64_t round_up(uint64_t value, uint64_t step) { return (value + step - 1) / step * step; }
@@ -31,7 +29,7 @@ AttentionLayout fixed_layout(uint32_t heads, uint32_t kv_heads, uint32_t head_di
   AttentionLayout layout = {};
   const uint64_t dim = padded_head_dim(head_dim);
   const uint64_t unit_heads = decode_heads_of_unit(heads / kv_heads);
-  const uint64_t decode_slots = static_cast<uint64_t>(sm_count) * decode_blocks_per_sm * decode_partials_per_block;
+  const uint64_t decode_slots = static_cast<uint64_t>(sm_count) * decode_partials_per_block;
   const uint64_t prefill_slots = static_cast<uint64_t>(sm_count) * prefill_slots_per_sm;
   const uint64_t rows = prefill_rows(static_cast<uint32_t>(dim));
   uint64_t at = 0;
@@ -40,11 +38,9 @@ AttentionLayout fixed_layout(uint32_t heads, uint32_t kv_heads, uint32_t head_di
     at = round_up(at + bytes, 256);
     return begin;
   };
-  layout.decode_counters = take(decode_units_max * 4);
   layout.decode_states = take(decode_slots * unit_heads * 8);
   layout.decode_partials = take(decode_slots * unit_heads * dim * 4);
   layout.prefill_plan = take(sizeof(PrefillPlan));
-  layout.prefill_counters = take(prefill_slots * 2 * 4);
   layout.prefill_states = take(prefill_slots * rows * 8);
   layout.prefill_partials = take(prefill_slots * rows * dim * 4);
   layout.keys = at;
@@ -76,13 +72,13 @@ PrefillParams prefill_params(const AttentionArgs& args, const AttentionLayout& l
   p.head_dim = static_cast<int>(args.head_dim);
   p.rotary_half = static_cast<int>(args.rotary_dim / 2);
   p.block_tokens = static_cast<int>(args.block_tokens);
+  while ((1u << p.block_tokens_log2) < args.block_tokens) ++p.block_tokens_log2;
   p.row_count = static_cast<int>(args.row_count);
   p.tile_tokens = static_cast<int>(prefill_rows(padded_head_dim(args.head_dim))) / p.packed_heads;
   p.sm_count = args.sm_count;
   p.step = args.step;
   char* workspace = static_cast<char*>(args.workspace);
   p.plan = reinterpret_cast<PrefillPlan*>(workspace + layout.prefill_plan);
-  p.counters = reinterpret_cast<int*>(workspace + layout.prefill_counters);
   p.states = reinterpret_cast<float2*>(workspace + layout.prefill_states);
   p.partials = reinterpret_cast<float*>(workspace + layout.prefill_partials);
   p.keys = workspace + layout.keys;
@@ -91,10 +87,14 @@ PrefillParams prefill_params(const AttentionArgs& args, const AttentionLayout& l
 
 cudaError_t prefill_pass(const PrefillParams& p, const AttentionArgs& args) {
   const int dim = static_cast<int>(padded_head_dim(args.head_dim));
-  const cudaError_t error = gather_keys_and_values(p, args.compute_dtype, dim, args.stream);
+  cudaError_t error = gather_keys_and_values(p, args.compute_dtype, dim, args.stream);
   if (error != cudaSuccess) return error;
-  if (has_hopper_prefill(args.compute_capability, dim)) return prefill_tiles_hopper(p, args.compute_dtype, dim, args);
-  return prefill_tiles(p, args.compute_dtype, dim, args);
+  error = has_hopper_prefill(args.compute_capability, dim) ? prefill_tiles_hopper(p, args.compute_dtype, dim, args)
+                                                           : prefill_tiles(p, args.compute_dtype, dim, args);
+  // As the plan has it: tiles are split when they are few.
+  const bool are_tiles_many = args.max_sequence_rows / p.tile_tokens * p.units() >= 2u * args.sm_count;
+  if (error != cudaSuccess || are_tiles_many) return error;
+  return combine_parts(p, args.compute_dtype, dim, args.stream);
 }
 
 /** Most tiles that sequences with `rows` rows in all can make, split or not. */
@@ -114,7 +114,8 @@ AttentionLayout attention_layout(uint32_t heads, uint32_t kv_heads, uint32_t hea
 
 cudaError_t prefill_attention(const AttentionArgs& args, const AttentionLayout& layout) {
   PrefillParams p = prefill_params(args, layout);
-  p.values = static_cast<char*>(p.keys) + layout.key_bytes;
+  const bool is_hopper = has_hopper_prefill(args.compute_capability, static_cast<int>(padded_head_dim(args.head_dim)));
+  if (!is_hopper || !reads_values_in_place(args)) p.values = static_cast<char*>(p.keys) + layout.key_bytes;
   const uint64_t row_bytes = gathered_row_bytes(args.head_dim) / 2;
   const uint64_t sequence_rows = gathered_rows(args.max_context);
   const uint64_t rows_max = layout.key_bytes / row_bytes / key_block * key_block;        // of all heads of a pass
@@ -163,7 +164,6 @@ bool attention_supports(const AttentionArgs& args) {
   return is_half && has_room && args.kv_dtype == args.compute_dtype && args.compute_capability >= 80 &&
          args.head_dim % 16 == 0 && args.head_dim <= 256 && args.rotary_dim % 16 == 0 && args.scale > 0 &&
          args.block_tokens >= 8 && args.block_stride_bytes % 16 == 0 && args.sequence_count <= decode_sequences_max &&
-         args.sequence_count * static_cast<uint64_t>(units) <= decode_units_max &&
          args.sequence_count * units * tiles < (1ull << 31);
 }
 

@@ -298,7 +298,6 @@ __global__ void __launch_bounds__(threads, 2) prefill_kernel(const __grid_consta
   extern __shared__ __align__(128) char shared[];
   __shared__ PrefillItem item;  // here, not in registers, which are short
   __shared__ int is_done;
-  __shared__ int is_last;
   wait_for_previous_kernels();
   let_next_kernel_start();
   const int tile_count = p.plan->tile_count;
@@ -316,12 +315,9 @@ __global__ void __launch_bounds__(threads, 2) prefill_kernel(const __grid_consta
     attend_item<Shape>(p, item, shared, state);
     if (item.tile.splits == 1) {
       store_rows<Shape>(p, item, shared, first_row, state);
-      continue;
+    } else {
+      store_part<Shape>(p, item, first_row, state);
     }
-    store_part<Shape>(p, item, first_row, state);
-    int* counter = p.counters + (item.tile_index - item.tile.split) * p.units() + item.unit;
-    finish_split_tile<typename Shape::T, Shape::D, threads>(p, item, 0, Shape::rows, Shape::rows, counter, &is_last,
-                                                            [] { __syncthreads(); });
   }
 }
 

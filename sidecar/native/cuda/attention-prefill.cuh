@@ -22,7 +22,9 @@ struct PrefillTile {
   int block_begin;
   int block_end;
   int split;
-  int splits;  // the parts of a tile are neighbours
+  int splits;       // the parts of a tile are neighbours
+  int context;      // positions of the sequence, this step's rows included
+  int table_begin;  // its part of the block table
 };
 
 struct PrefillPlan {
@@ -50,6 +52,7 @@ struct PrefillParams {
   int head_dim;
   int rotary_half;
   int block_tokens;
+  int block_tokens_log2;
   int row_count;
   int sequence_begin;  // this pass serves sequences [begin, end) and kv heads [begin, end)
   int sequence_end;
@@ -60,7 +63,6 @@ struct PrefillParams {
   int section_units;  // units whose keys and values stay in the L2 cache while all tiles pass over them
   DeviceStep step;
   PrefillPlan* plan;
-  int* counters;
   float2* states;   // (tile, unit, row): max, sum
   float* partials;  // (tile, unit, row, padded head_dim)
   void* keys;       // (kv head, key_capacity, padded head_dim)
@@ -79,6 +81,14 @@ struct PrefillItem {
   int head_begin;  // of all query heads
 };
 
+/** The query heads of a unit of the pass. */
+__device__ __forceinline__ void place_unit(const PrefillParams& p, PrefillItem& item, int unit) {
+  const int parts = p.group / p.packed_heads;
+  item.unit = unit;
+  item.kv_head = unit / parts;
+  item.head_begin = (p.kv_head_begin + item.kv_head) * p.group + unit % parts * p.packed_heads;
+}
+
 /** Items run through sections of units, in a section through tiles, longest first, in a tile through units. */
 __device__ __forceinline__ PrefillItem prefill_item(const PrefillParams& p, int item, int tile_count) {
   PrefillItem result;
@@ -87,11 +97,8 @@ __device__ __forceinline__ PrefillItem prefill_item(const PrefillParams& p, int 
   const int units = min(p.section_units, p.units() - first_unit);
   const int local = item - tile_count * first_unit;
   result.tile_index = local / units;
-  result.unit = first_unit + local - result.tile_index * units;
   result.tile = p.plan->tiles[result.tile_index];
-  const int parts = p.group / p.packed_heads;
-  result.kv_head = result.unit / parts;
-  result.head_begin = (p.kv_head_begin + result.kv_head) * p.group + result.unit % parts * p.packed_heads;
+  place_unit(p, result, first_unit + local - result.tile_index * units);
   return result;
 }
 
@@ -148,56 +155,20 @@ __device__ __forceinline__ uint4 turned_query_chunk(const PrefillParams& p, cons
   return turn_chunk<T>(own, from[turn.partner], p.cosine + at, p.sine + at, turn.is_low);
 }
 
-/** The parts of a split tile become its rows. `threads` threads that meet in `barrier` own rows [row_begin, row_end),
- * have written their part, and count themselves at `counter`; the last to come adds up all parts in order. */
-template <typename T, int D, int threads, typename Barrier>
-__device__ void finish_split_tile(const PrefillParams& p, const PrefillItem& item, int row_begin, int row_end,
-                                  int rows_of_tile, int* counter, int* is_last, Barrier barrier) {
-  const int thread = threadIdx.x % threads;
-  __threadfence();
-  barrier();
-  if (thread == 0) *is_last = atomicAdd(counter, 1) == item.tile.splits - 1;
-  barrier();
-  if (!*is_last) return;
-  __threadfence();
-  const int64_t first_slot = static_cast<int64_t>(item.tile_index - item.tile.split) * p.units() + item.unit;
-  for (int i = thread; i < (row_end - row_begin) * (D / 4); i += threads) {
-    const int row = row_begin + i / (D / 4);
-    const int dim = i % (D / 4) * 4;
-    const int token = row / p.packed_heads;
-    if (token >= item.tile.tokens || dim >= p.head_dim) continue;
-    float most = -INFINITY;
-    for (int s = 0; s < item.tile.splits; ++s) {
-      most = fmaxf(most, __ldcg(p.states + (first_slot + s * p.units()) * rows_of_tile + row).x);
-    }
-    float sum = 0.0f;
-    float4 total = {0, 0, 0, 0};
-    for (int s = 0; s < item.tile.splits; ++s) {
-      const int64_t at = (first_slot + s * p.units()) * rows_of_tile + row;
-      const float2 state = __ldcg(p.states + at);
-      const float4 part = __ldcg(reinterpret_cast<const float4*>(p.partials + at * D + dim));
-      const float factor = state.x == -INFINITY ? 0.0f : exp2_fast(state.x - most);
-      sum += state.y * factor;
-      total.x += part.x * factor;
-      total.y += part.y * factor;
-      total.z += part.z * factor;
-      total.w += part.w * factor;
-    }
-    const float inverse = 1.0f / sum;
-    T* to = static_cast<T*>(p.y) + row_offset(p, item, token, row - token * p.packed_heads) + dim;
-    *reinterpret_cast<uint2*>(to) = {pack_pair<T>(total.x * inverse, total.y * inverse),
-                                     pack_pair<T>(total.z * inverse, total.w * inverse)};
-  }
-}
-
-/** Makes the plan, gathers keys (turned to their positions) and values of the pass, clears rows of padding. */
+/** Makes the plan, gathers keys (turned to their positions) and, where wanted, values of the pass, clears rows of
+ * padding. */
 cudaError_t gather_keys_and_values(const PrefillParams& p, kvs_dtype dtype, int padded_dim, cudaStream_t stream);
+
+/** Parts of split tiles become rows of y. Rows of a tile: those of the kernel that made the parts. */
+cudaError_t combine_parts(const PrefillParams& p, kvs_dtype dtype, int padded_dim, cudaStream_t stream);
 
 /** Tiles of 128 rows (64 at head_dim 256) on mma.sync: sm_80 and later. */
 cudaError_t prefill_tiles(const PrefillParams& p, kvs_dtype dtype, int padded_dim, const AttentionArgs& args);
 
 /** The same on wgmma and the tensor copy engine: sm_90a, head_dim up to 128. */
 bool has_hopper_prefill(int compute_capability, int padded_dim);
+/** Whether they can take values out of the blocks, so that these need not be gathered. */
+bool reads_values_in_place(const AttentionArgs& args);
 cudaError_t prefill_tiles_hopper(const PrefillParams& p, kvs_dtype dtype, int padded_dim, const AttentionArgs& args);
 
 }  // namespace kvs

@@ -75,16 +75,22 @@ struct SkinnyParams {
   int rows;
   int outputs;
   int inputs;
-  int tiles;         // of 16 outputs
-  int slices;        // of K; blocks of the same slice are neighbours
-  int slice_blocks;  // thread blocks of a slice
+  int eights;        // of outputs
   int k_units;       // of K, of unit_values each
-  int chunk_units;   // of K, whose x is in shared memory at once
-  int flag_bytes;
+  int slices;        // of K
+  int slice_blocks;  // thread blocks of a slice
+  int eights_each;   // of a thread block; the first eights_extra blocks take one more
+  int eights_extra;
+  int passes;       // over K, when a block has more tiles than warps
+  int pass_tiles;   // of a pass
+  int sharing;      // warps of a tile
+  int chunk_units;  // of K, whose x comes at once; a multiple of sharing
+  int slot_bytes;   // of sums that warps share
+  int x_bytes;
   bool is_accumulating;
   bool is_f32_out;
-  float* partials;  // (slice, tile, row, 16 outputs)
-  int* counters;    // of each tile
+  float* partials;  // (slice, eight, row, 8 outputs)
+  int* counters;    // of the blocks that share outputs
 };
 
 /** y of one output, after all of K. */

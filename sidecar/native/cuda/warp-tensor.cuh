@@ -134,13 +134,33 @@ __device__ __forceinline__ void copy_async_wait_for(int pending) {
   }
 }
 
-// ---- mbarriers (sm_80) -----------------------------------------------------------------------------------
+// ---- mbarriers, bulk copies -----------------------------------------------------------------------------------
 
 __device__ __forceinline__ void mbarrier_init(uint32_t barrier, int arrivals) {
   asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
 }
 __device__ __forceinline__ void mbarrier_arrive(uint32_t barrier) {
   asm volatile("{\n.reg .b64 state;\nmbarrier.arrive.shared.b64 state, [%0];\n}" ::"r"(barrier) : "memory");
+}
+/** Arrives and expects so many bytes of bulk copies in this phase (sm_90). */
+__device__ __forceinline__ void mbarrier_expect(uint32_t barrier, int bytes) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+#endif
+}
+/** Barriers that this thread initialised are there for bulk copies, too. */
+__device__ __forceinline__ void make_barriers_visible() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("fence.mbarrier_init.release.cluster;\nfence.proxy.async.shared::cta;" ::: "memory");
+#endif
+}
+/** Contiguous bytes, a multiple of 16, from global to shared memory; they count at the barrier (sm_90). */
+__device__ __forceinline__ void copy_bulk(uint32_t to, const void* from, int bytes, uint32_t barrier) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
+               "l"(from), "r"(bytes), "r"(barrier)
+               : "memory");
+#endif
 }
 /** Until the phase of this parity is over. */
 __device__ __forceinline__ void mbarrier_wait(uint32_t barrier, uint32_t parity) {

@@ -11,12 +11,8 @@
 
 namespace kvs {
 
-// ---- mbarriers --------------------------------------------------------------------------------------
+// ---- barriers --------------------------------------------------------------------------------------
 
-/** Arrives and expects so many bytes from the copy engine in this phase. */
-__device__ __forceinline__ void mbarrier_expect(uint32_t barrier, int bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
-}
 /** A barrier of `threads` threads of the block by number. */
 __device__ __forceinline__ void named_sync(int number, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(number), "r"(threads) : "memory");
@@ -34,6 +30,14 @@ __device__ __forceinline__ void copy_tile(uint32_t to, const CUtensorMap& map, i
       "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(
           to),
       "l"(&map), "r"(column), "r"(row), "r"(barrier)
+      : "memory");
+}
+__device__ __forceinline__ void copy_tile(uint32_t to, const CUtensorMap& map, int column, int row, int matrix,
+                                          int block, uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4, %5}], "
+      "[%6];" ::"r"(to),
+      "l"(&map), "r"(column), "r"(row), "r"(matrix), "r"(block), "r"(barrier)
       : "memory");
 }
 __device__ __forceinline__ void prefetch_map(const CUtensorMap& map) {
