@@ -1,6 +1,6 @@
-// Templates that write earlier turns anew (dropping old reasoning, dates, whatever): the conversation's messages are what
-// they were, but their text is not, so what was cached of it is not found. It costs hits, never meaning; here it is
-// counted.
+// Templates that write earlier turns anew (dropping old reasoning, dates, whatever): the conversation's messages are
+// what they were, but their text is not, so what was cached of it is not found. It costs hits, never meaning; here it
+// is counted.
 
 import type { ChatMessage } from "./protocol.ts";
 
