@@ -29,9 +29,10 @@ const rounds = Number(values.rounds);
 
 /** About the shape of Llama 3.2 1B, with a small vocabulary. */
 const CONFIG_1B = {
-  architectures: ["LlamaForCausalLM"], model_type: "llama", vocab_size: 32000, hidden_size: 2048, intermediate_size: 8192, num_hidden_layers: 16,
-  num_attention_heads: 32, num_key_value_heads: 8, head_dim: 64, max_position_embeddings: 2112,
-  rms_norm_eps: 1e-5, rope_theta: 10000, tie_word_embeddings: true, torch_dtype: "bfloat16",
+  architectures: ["LlamaForCausalLM"], model_type: "llama", vocab_size: 32000, hidden_size: 2048,
+  intermediate_size: 8192, num_hidden_layers: 16, num_attention_heads: 32, num_key_value_heads: 8, head_dim: 64,
+  max_position_embeddings: 2112, rms_norm_eps: 1e-5, rope_theta: 10000, tie_word_embeddings: true,
+  torch_dtype: "bfloat16",
 };
 
 interface Hardware {
@@ -122,6 +123,7 @@ async function measure(plan: Plan, probe: HardwareProbe, llamaCpp: LlamaCpp | nu
   ];
   model.prefill(Math.min(...plan.prompts));
   for (let round = 0; round < rounds; round++) {
+    console.error(`${plan.name}: round ${round + 1} of ${rounds}`);
     const hardware = probe.measure(Math.round(weightBytes / 2 ** 20));
     gflops = Math.max(gflops, hardware.gflops);
     readGBps = Math.max(readGBps, hardware.readGBps);
