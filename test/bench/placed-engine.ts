@@ -45,7 +45,7 @@ export class PlacedEngine {
     while (this.engine.cache.flush(this.engine.nowMs)) this.engine.turn();
   }
 
-  /** Asks for one token; what the request adds to the whole blocks of the history is dropped, or all if it is afresh. */
+  /** Asks for one token; what the request adds to the whole blocks of the history is dropped; all, if it is afresh. */
   probe(history: ArrayLike<number>, added: readonly number[], isAfresh: boolean): FinishEvent {
     const salt = new Uint8Array(32);
     if (isAfresh) new DataView(salt.buffer).setUint32(0, this.#nextSalt++);
