@@ -33,13 +33,16 @@ afterAll(() => {
   rmSync(folder, { recursive: true });
 });
 
-/** Waits on the device, as the engine does, until `count` completions came; by tag. */
+/** Waits on the device, as the engine does, until `count` completions came; by tag. Each may take a wake-up of its own. */
 function reapAll(disk: Disk, count: number): Map<number, DiskCompletion> {
   disk.wake(device);
   const completions = new Map<number, DiskCompletion>();
-  for (let waits = 0; completions.size < count; waits++) {
-    if (waits > 1000) throw new Error("completions do not come");
-    for (const completion of disk.reap()) completions.set(completion.tag, completion);
+  let idleWaits = 0;
+  while (completions.size < count) {
+    const reaped = disk.reap();
+    for (const completion of reaped) completions.set(completion.tag, completion);
+    idleWaits = reaped.length > 0 ? 0 : idleWaits + 1;
+    if (idleWaits > 100) throw new Error("completions do not come");
     if (completions.size < count) device.wait(100_000);
   }
   return completions;
