@@ -1,6 +1,7 @@
 // The CPU library against what the machine can do: prefill in GFLOP/s beside the measured peak of multiply-adds, decode
-// in GB/s of weights beside the measured read bandwidth, both measured between the rounds, for the bundled model and
-// for a random one of a billion parameters.
+// in GB/s of weights beside the measured read bandwidth, for the bundled model and for a random one of a billion
+// parameters. Everything is measured once a round, in turns, and compared within the round: the memory of a machine
+// that is shared may be twice as fast a minute later.
 //
 //   bun run test/bench/cpu.ts [--threads 2] [--rounds 5] [--models bundled,1b] [--isa best]
 //     [--llamacpp DIR]: llama.cpp in turns with it, see llamacpp.ts
@@ -73,38 +74,25 @@ interface Plan {
   readonly steps: number;
 }
 
-/** Milliseconds of a prompt or a decode step, by "prefill:512", "decode:64", "decode:64 x8". */
-class Times {
-  readonly #times = new Map<string, number[]>();
-
-  note(key: string, ms: readonly number[]): void {
-    this.#times.set(key, [...(this.#times.get(key) ?? []), ...ms]);
-  }
-
-  best(key: string): number | null {
-    const ms = this.#times.get(key);
-    return ms === undefined ? null : Math.min(...ms);
-  }
-
-  median(key: string): number {
-    return this.#times.get(key)!.toSorted((a, b) => a - b)[Math.floor(this.#times.get(key)!.length / 2)]!;
-  }
-
-  keys(): string[] {
-    return [...this.#times.keys()];
-  }
-}
+/** Best milliseconds of each round for a prompt or a decode step, by "prefill:512", "decode:64", "decode:64 x8". */
+type Times = Map<string, number[]>;
 
 const SEQUENCES = 8;
-const percent = (part: number, whole: number): string => `${((100 * part) / whole).toFixed(0)} %`;
+const REPEATS = 4;
+const percent = (part: number): string => `${(100 * part).toFixed(0)} %`;
+const median = (values: readonly number[]): number => values.toSorted((a, b) => a - b)[values.length >> 1]!;
+
+function note(times: Times, key: string, ms: readonly number[]): void {
+  times.set(key, [...(times.get(key) ?? []), Math.min(...ms)]);
+}
 
 function runRound(model: BenchModel, plan: Plan, times: Times): void {
-  for (const count of plan.prompts) times.note(`prefill:${count}`, [model.prefill(count)]);
+  const repeated = (run: () => number): number[] => Array.from({ length: REPEATS }, run);
+  for (const count of plan.prompts) note(times, `prefill:${count}`, repeated(() => model.prefill(count)));
   for (const context of plan.contexts) {
-    for (let i = 0; i < 4; i++) {
-      times.note(`decode:${context}`, [model.decode(context, plan.steps)]);
-      times.note(`decode:${context} x${SEQUENCES}`, [model.decode(context, plan.steps, SEQUENCES)]);
-    }
+    const decode = (sequences: number) => repeated(() => model.decode(context, plan.steps, sequences));
+    note(times, `decode:${context}`, decode(1));
+    note(times, `decode:${context} x${SEQUENCES}`, decode(SEQUENCES));
   }
 }
 
@@ -114,9 +102,8 @@ async function measure(plan: Plan, probe: HardwareProbe, llamaCpp: LlamaCpp | nu
   using model = await BenchModel.load({ ...plan, threads, isa: values.isa as Isa, maxRows, sequences: SEQUENCES });
   const { layers, output } = model.matrixParameters;
   const weightBytes = 2 * (layers + output);
-  const [ours, theirs] = [new Times(), new Times()];
-  let gflops = 0;
-  let readGBps = 0;
+  const [ours, theirs]: [Times, Times] = [new Map(), new Map()];
+  const hardware: { gflops: number; readGBps: number }[] = [];
   const work = [
     ...plan.prompts.filter((count) => count <= 512).map((count) => `prefill:${count}`),
     ...plan.contexts.map((context) => `decode:${context}`),
@@ -124,46 +111,46 @@ async function measure(plan: Plan, probe: HardwareProbe, llamaCpp: LlamaCpp | nu
   model.prefill(Math.min(...plan.prompts));
   for (let round = 0; round < rounds; round++) {
     console.error(`${plan.name}: round ${round + 1} of ${rounds}`);
-    const hardware = probe.measure(Math.round(weightBytes / 2 ** 20));
-    gflops = Math.max(gflops, hardware.gflops);
-    readGBps = Math.max(readGBps, hardware.readGBps);
+    hardware.push(probe.measure(Math.round(weightBytes / 2 ** 20)));
     runRound(model, plan, ours);
     if (llamaCpp === null) continue;
-    const measured = llamaCpp.measure(work, threads, 3, plan.steps);
-    for (const [key, ms] of Object.entries(measured)) theirs.note(key, ms);
+    const measured = llamaCpp.measure(work, threads, REPEATS, plan.steps);
+    for (const [key, ms] of Object.entries(measured)) note(theirs, key, ms);
   }
   const info = model.model.device.info();
   const mebibytes = (weightBytes / 2 ** 20).toFixed(0);
   const millions = ((layers + output) / 1e6).toFixed(1);
   console.log(`\n${plan.name}: ${millions}M weights in bf16, ${info["isa"]}, ${threads} threads`);
-  console.log(`${info["name"]}: ${gflops} GFLOP/s, reads ${readGBps} GB/s of ${mebibytes} MiB\n`);
-  printTable(model, weightBytes, { gflops, readGBps }, ours, theirs);
+  const range = (values: readonly number[]): string => `${Math.min(...values)} to ${Math.max(...values)}`;
+  const [gflops, readGBps] = [hardware.map((one) => one.gflops), hardware.map((one) => one.readGBps)];
+  console.log(`${info["name"]}: ${range(gflops)} GFLOP/s, reads ${range(readGBps)} GB/s of ${mebibytes} MiB\n`);
+  printTable(model, weightBytes, hardware, ours, theirs);
 }
 
 function printTable(
   model: BenchModel,
   weightBytes: number,
-  hardware: { gflops: number; readGBps: number },
+  hardware: readonly { gflops: number; readGBps: number }[],
   ours: Times,
   theirs: Times,
 ): void {
-  console.log("| what | tokens/s, best (median) | best, of the machine's peak | llama.cpp, best (median) | ratio |");
-  console.log("| --- | --- | --- | --- | --- |");
-  for (const key of ours.keys()) {
+  console.log("| what | tokens/s | rate | of the machine's | llama.cpp, tokens/s | ours to it |");
+  console.log("| --- | ---: | ---: | ---: | ---: | ---: |");
+  for (const [key, rounds] of ours) {
     const [kind, size, batch] = key.split(/[: ]/) as [string, string, string | undefined];
     const tokens = kind === "prefill" ? Number(size) : batch === undefined ? 1 : SEQUENCES;
     const speed = (ms: number): string => ((1000 * tokens) / ms).toFixed(tokens / ms < 0.1 ? 1 : 0);
-    const best = ours.best(key)!;
-    const flops = model.prefillFlops(Number(size)) / best / 1e6;
-    const rate = weightBytes / best / 1e6;
-    const share =
-      kind === "prefill"
-        ? `${flops.toFixed(0)} GFLOP/s, ${percent(flops, hardware.gflops)}`
-        : `${rate.toFixed(1)} GB/s of weights, ${percent(rate, hardware.readGBps)}`;
-    const other = theirs.best(key);
+    const work = kind === "prefill" ? model.prefillFlops(Number(size)) : weightBytes;
+    const rates = rounds.map((ms) => work / ms / 1e6);
+    const peaks = hardware.map((one) => (kind === "prefill" ? one.gflops : one.readGBps));
+    const rate = `${median(rates).toFixed(0)} ${kind === "prefill" ? "GFLOP/s" : "GB/s of weights"}`;
+    const share = percent(median(rates.map((rate, round) => rate / peaks[round]!)));
+    const other = theirs.get(key);
     const beside =
-      other === null ? " | " : `${speed(other)} (${speed(theirs.median(key))}) | ${(other / best).toFixed(2)}`;
-    console.log(`| ${key.replace(":", " ")} | ${speed(best)} (${speed(ours.median(key))}) | ${share} | ${beside} |`);
+      other === undefined
+        ? " | "
+        : `${speed(median(other))} | ${median(other.map((ms, round) => ms / rounds[round]!)).toFixed(2)}`;
+    console.log(`| ${key.replace(":", " ")} | ${speed(median(rounds))} | ${rate} | ${share} | ${beside} |`);
   }
 }
 

@@ -4,6 +4,7 @@
 import { mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import type { HostAddress, HostBuffer } from "../../sidecar/native.ts";
 import type { ModelEngineOptions } from "../support/model-engine.ts";
 import { cpuLibrary } from "../support/cpu-library.ts";
 import { markdownTable, median } from "../support/table.ts";
@@ -12,9 +13,8 @@ import { PlacedEngine, randomText } from "./placed-engine.ts";
 const PROMPT_TOKENS = 512;
 const ANSWER_TOKENS = 64;
 const CONVERSATIONS = 6;
+const PASSES = 7;
 const VOCAB = 6000;
-/** Of /proc/<pid>/stat. */
-const TICKS_PER_SECOND = 100;
 
 const MODES = {
   "no tier below": { hostBlocks: 0, diskBlocks: 0 },
@@ -50,18 +50,27 @@ export async function measureSaving(engine: Omit<ModelEngineOptions, "data">, re
   console.log(markdownTable([["tiers", "tokens/s", "CPU of compute", "CPU of the save thread", "MiB saved"], ...rows]));
 }
 
-/** Checksum speed on blocks that lie in memory. */
-export function measureChecksum(blockBytes: number, address: number, readBytesPerMs: number | null): void {
-  const elapsed: number[] = [];
-  for (let i = 0; i < 200; i++) {
+/** Milliseconds of a block's checksum beside those of copying it, for blocks that lie one behind the other in memory. */
+export function measureChecksum(memory: HostBuffer, blockBytes: readonly number[]): void {
+  const target = new Uint8Array(Math.max(...blockBytes));
+  const rows = blockBytes.map((bytes) => {
+    const offsets = Array.from({ length: Math.floor(memory.bytes.byteLength / bytes) }, (_, i) => i * bytes);
+    const sum = fastestMs(offsets, (offset) => cpuLibrary.checksum((memory.address + offset) as HostAddress, bytes));
+    const copy = fastestMs(offsets, (offset) => target.set(new Uint8Array(memory.bytes, offset, bytes)));
+    return [`${bytes / 1024} KiB`, sum.toFixed(3), (bytes / sum / 1e6).toFixed(1), (bytes / copy / 1e6).toFixed(1)];
+  });
+  console.log(`\nchecksums, best of ${PASSES} passes over ${memory.bytes.byteLength / 2 ** 20} MiB, one thread`);
+  console.log(markdownTable([["block", "checksum, ms", "GB/s", "a copy, GB/s"], ...rows]));
+}
+
+/** Of one block, in the fastest pass over all of them. */
+function fastestMs(offsets: readonly number[], work: (offset: number) => unknown): number {
+  const passes = Array.from({ length: PASSES }, () => {
     const beginMs = performance.now();
-    cpuLibrary.checksum(address as never, blockBytes);
-    elapsed.push(performance.now() - beginMs);
-  }
-  const ms = median(elapsed);
-  const rate = blockBytes / ms / 1e6;
-  const read = readBytesPerMs === null ? "" : `; a read from disk takes ${(blockBytes / readBytesPerMs).toFixed(3)} ms`;
-  console.log(`\nchecksum of a block of ${blockBytes} bytes: ${ms.toFixed(4)} ms, ${rate.toFixed(1)} GB/s${read}`);
+    for (const offset of offsets) work(offset);
+    return (performance.now() - beginMs) / offsets.length;
+  });
+  return Math.min(...passes);
 }
 
 async function runOnce(options: Omit<ModelEngineOptions, "data">, repeat: number): Promise<Sample> {
@@ -95,11 +104,9 @@ async function runOnce(options: Omit<ModelEngineOptions, "data">, repeat: number
 function threadCpuMs(): Map<string, number> {
   const times = new Map<string, number>();
   for (const task of readdirSync("/proc/self/task")) {
-    const stat = readFileSync(`/proc/self/task/${task}/stat`, "utf8");
-    const name = /\((.*)\)/s.exec(stat)![1]!;
-    const fields = stat.slice(stat.lastIndexOf(")") + 2).split(" ");
-    const ticks = Number(fields[11]) + Number(fields[12]);
-    times.set(name, (times.get(name) ?? 0) + (ticks * 1000) / TICKS_PER_SECOND);
+    const name = readFileSync(`/proc/self/task/${task}/comm`, "utf8").trim();
+    const [ranNs] = readFileSync(`/proc/self/task/${task}/schedstat`, "utf8").split(" ");
+    times.set(name, (times.get(name) ?? 0) + Number(ranNs) / 1e6);
   }
   return times;
 }

@@ -4,13 +4,13 @@
 //   bun run test/bench/tiers.ts [--parts history,preload,saving,checksum,working-set] [--models bundled,1b]
 //     [--repeats 7] [--threads 2] [--plots DIRECTORY]
 
-import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
-import { cpus, loadavg, tmpdir } from "node:os";
+import { mkdirSync, writeFileSync } from "node:fs";
+import { cpus, loadavg } from "node:os";
 import { join } from "node:path";
 import { parseArgs } from "node:util";
 import { ModelDirectory } from "../support/model-directory.ts";
 import { BUNDLED_MODEL } from "../support/recall.ts";
-import { PlacedEngine } from "./placed-engine.ts";
+import { openTinyDevice } from "../support/tiny-device.ts";
 import { type HistoryPlan, measureHistories, sweepPreload } from "./tiers-history.ts";
 import { measureChecksum, measureSaving } from "./tiers-saving.ts";
 import { sweepWorkingSet } from "./tiers-working-set.ts";
@@ -70,12 +70,11 @@ if (parts.has("history")) {
 if (parts.has("preload")) await sweepPreload(BUNDLED, 8);
 if (parts.has("saving")) await measureSaving({ ...BUNDLED.engine, maxModelLen: 1024, gpuBlocks: 36 }, repeats);
 if (parts.has("checksum")) {
-  const data = mkdtempSync(join(tmpdir(), "kvasir-bench-"));
-  const { engine } = await PlacedEngine.open({ ...BUNDLED.engine, data });
-  const { arena } = engine.opened.tiers;
-  measureChecksum(engine.model.device.blockBytes().slotBytes, arena!.slotsAddress, null);
-  engine.close();
-  rmSync(data, { recursive: true });
+  const device = openTinyDevice();
+  const memory = device.allocHost(200 * 2 ** 20);
+  new Uint8Array(memory.bytes).fill(1);
+  measureChecksum(memory, [256 << 10, 1 << 20, 4 << 20, 50 << 20]);
+  device.close();
 }
 if (parts.has("working-set")) {
   const counts = values.conversations.split(",").map(Number);

@@ -1,10 +1,17 @@
 // kvs_checksum: guards blocks against rot and torn writes. Sixteen 32 x 32 -> 64 bit multiply-accumulate lanes with
-// distinct per-position keys, folded by 64-bit mixing; plain loops that every compiler vectorises.
+// distinct per-position keys, folded by 64-bit mixing; plain loops that every compiler vectorises, here for each width
+// of vectors, of which the loader takes the one that the processor has.
 
 #include <cstdint>
 #include <cstring>
 
 #include "../kvasir.h"
+
+#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
+#define KVS_VECTOR_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
+#else
+#define KVS_VECTOR_CLONES
+#endif
 
 namespace {
 
@@ -29,7 +36,7 @@ inline void accumulate(uint64_t* __restrict sums, const uint64_t* __restrict key
 
 }  // namespace
 
-extern "C" uint64_t kvs_checksum(const void* data, uint64_t bytes) {
+extern "C" KVS_VECTOR_CLONES uint64_t kvs_checksum(const void* data, uint64_t bytes) {
   uint64_t sums[lanes];
   uint64_t keys[lanes];
   for (int i = 0; i < lanes; ++i) {

@@ -225,7 +225,7 @@ kvs_status kvs_weight_create(kvs_device* device, uint32_t rows, uint32_t cols, k
     require(out != nullptr && rows > 0 && cols > 0, "weight: rows and cols must be positive, out not null");
     require(rows <= (1u << 28) && cols <= (1u << 24), "weight: (%u, %u) is too large", rows, cols);
     if (dtype > KVS_BF16) kvs::fail(KVS_UNSUPPORTED, "weights are F32, F16 or BF16");
-    auto weight = std::make_unique<kvs_weight>(rows, cols, dtype);
+    auto weight = std::make_unique<kvs_weight>(d.weight_memory, rows, cols, dtype);
     d.weights.insert(weight.get());
     *out = weight.release();
   });

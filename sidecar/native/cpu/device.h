@@ -60,6 +60,7 @@ struct kvs_device {
   kvs::Events events;
   kvs::AddressMap device_allocations;
   kvs::AddressMap host_allocations;
+  kvs::WeightMemory weight_memory;
   std::set<kvs_weight*> weights;
   std::unique_ptr<kvs::HostArena> arena;
 

@@ -29,7 +29,7 @@ void for_each_panel(kvs::ThreadPool& pool, uint32_t begin, uint32_t end, const B
 template <class Stored, class Element>
 void pack_panel(const kvs_weight& weight, uint32_t begin, uint32_t end, const Element& element) {
   const uint32_t panel_begin = begin / kvs::panel_rows * kvs::panel_rows;
-  Stored* panel = reinterpret_cast<Stored*>(weight.memory.data()) + static_cast<uint64_t>(panel_begin) * weight.cols;
+  Stored* panel = reinterpret_cast<Stored*>(weight.piece.data) + static_cast<uint64_t>(panel_begin) * weight.cols;
   for (uint32_t col = 0; col < weight.cols; ++col) {
     Stored* at = panel + static_cast<uint64_t>(col) * kvs::panel_rows;
     for (uint32_t row = begin; row < end; ++row) {
@@ -40,8 +40,8 @@ void pack_panel(const kvs_weight& weight, uint32_t begin, uint32_t end, const El
 
 }  // namespace
 
-kvs_weight::kvs_weight(uint32_t rows, uint32_t cols, kvs_dtype dtype)
-    : rows(rows), cols(cols), dtype(dtype), memory(packed_bytes(rows, cols, dtype)) {}
+kvs_weight::kvs_weight(kvs::WeightMemory& memory, uint32_t rows, uint32_t cols, kvs_dtype dtype)
+    : rows(rows), cols(cols), dtype(dtype), piece(memory.take(packed_bytes(rows, cols, dtype))) {}
 
 void kvs_weight::upload(kvs::ThreadPool& pool, uint32_t row_begin, uint32_t row_count, const void* source,
                         kvs_dtype source_dtype) {

@@ -2,14 +2,14 @@
 
 #pragma once
 
-#include "host-memory.h"
 #include "thread-pool.h"
 #include "weight-layout.h"
+#include "weight-memory.h"
 
 struct kvs_weight {
-  kvs_weight(uint32_t rows, uint32_t cols, kvs_dtype dtype);
+  kvs_weight(kvs::WeightMemory& memory, uint32_t rows, uint32_t cols, kvs_dtype dtype);
 
-  kvs::WeightView view() const { return {memory.data(), rows, cols, dtype}; }
+  kvs::WeightView view() const { return {piece.data, rows, cols, dtype}; }
   /** source: (row_count, cols) of source_dtype. */
   void upload(kvs::ThreadPool& pool, uint32_t row_begin, uint32_t row_count, const void* source,
               kvs_dtype source_dtype);
@@ -18,5 +18,5 @@ struct kvs_weight {
   const uint32_t rows;
   const uint32_t cols;
   const kvs_dtype dtype;
-  kvs::HostMemory memory;
+  const kvs::WeightPiece piece;
 };

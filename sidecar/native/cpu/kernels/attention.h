@@ -31,7 +31,7 @@ struct AttentionState {
   float* sums;     // (queries)
 };
 
-constexpr Ahead<0> nothing_ahead[1] = {{nullptr, 0}};
+constexpr Ahead<0, 1> nothing_ahead[1] = {{nullptr, 0}};
 
 /** A query's keys of the tile: [begin, end). */
 struct KeyRange {

@@ -15,7 +15,7 @@ constexpr uint32_t group_panels_max = 8;
 constexpr uint32_t partial_stride = group_panels_max * panel_rows;
 // Whole panels for up to so many rows: their accumulators, two weights and one x must fit the registers.
 constexpr uint32_t stream_rows_max = W == 16 ? 4 : 2;
-constexpr uint32_t prefetch_depth = 32;
+constexpr uint32_t prefetch_depth = 64;
 
 constexpr uint64_t matmul_scratch_bytes = 4ull * block_rows_max * (x_stride + partial_stride) + 128;
 
@@ -42,23 +42,23 @@ struct BF16Panel : BF16 {
   static uint32_t output_of(uint32_t vec) { return vec / 2 * W + vec % 2 * (panel_rows / 2); }
 };
 
-/** Memory to fetch ahead: each k of a product asks for `Lines` cache lines, `step` bytes further. */
-template <uint32_t Lines>
+/** Memory to fetch ahead, into cache `Level`: each k of a product asks for `Lines` lines, `step` bytes further. */
+template <uint32_t Lines, uint32_t Level>
 struct Ahead {
   const char* at;
   uint64_t step;
   __attribute__((always_inline)) void fetch(uint32_t k) const {
 #pragma GCC unroll 4
-    for (uint32_t line = 0; line < Lines; ++line) __builtin_prefetch(at + k * step + line * 64, 0, 2);
+    for (uint32_t line = 0; line < Lines; ++line) __builtin_prefetch(at + k * step + line * 64, 0, 4 - Level);
   }
 };
 
 /** acc[r][p][v] += x[r][k] * w[p][k][v] for k in order; w[p] has `w_stride` elements a k. */
-template <class Panel, uint32_t Rows, uint32_t Parts, uint32_t Vecs, uint32_t Lines>
+template <class Panel, uint32_t Rows, uint32_t Parts, uint32_t Vecs, uint32_t Lines, uint32_t Level>
 inline __attribute__((always_inline)) void accumulate(Vec (&acc)[Rows][Parts][Vecs], const float* x, uint64_t x_stride,
                                                       const typename Panel::Stored* const (&w)[Parts],
                                                       uint64_t w_stride, uint32_t depth,
-                                                      const Ahead<Lines> (&ahead)[Parts]) {
+                                                      const Ahead<Lines, Level> (&ahead)[Parts]) {
   static_assert(Vecs % 2 == 0);
   for (uint32_t k = 0; k < depth; ++k) {
 #pragma GCC unroll 32
@@ -125,7 +125,7 @@ inline void stream_panels(const MatmulTask& task, uint32_t panel) {
   using Stored = typename Panel::Stored;
   constexpr uint64_t row_bytes = panel_rows * sizeof(Stored);
   const Stored* w[Parts];
-  Ahead<row_bytes / 64> ahead[Parts];
+  Ahead<row_bytes / 64, 1> ahead[Parts];  // into L1: its latency is what a lone row waits for
 #pragma GCC unroll 8
   for (uint32_t p = 0; p < Parts; ++p) {
     w[p] = reinterpret_cast<const Stored*>(task.weight.panel(panel + p));
@@ -180,7 +180,7 @@ struct PanelStretch {
 /** Rows [row, row + Rows) of the block against vectors [vec, vec + tile_vecs). */
 template <class Panel, uint32_t Rows>
 inline void multiply_tile(const MatmulTask& task, const MatmulBlock& block, const Depth& depth,
-                          const PanelStretch<Panel>& stretch, uint32_t row, uint32_t vec, const Ahead<1>& ahead) {
+                          const PanelStretch<Panel>& stretch, uint32_t row, uint32_t vec, const Ahead<1, 2>& ahead) {
   float* partial = stretch.partial + static_cast<uint64_t>(row) * partial_stride + vec * W;
   Vec acc[Rows][1][tile_vecs];
   for_accumulators<Rows, 1, tile_vecs>([&](uint32_t r, uint32_t p, uint32_t v) {
@@ -207,7 +207,7 @@ void multiply_stretch(const MatmulTask& task, const MatmulBlock& block, const De
   const uint32_t even_rows = quotient_up(rows, row_tiles);  // a tile of one row has too few chains
   const uint32_t fetches = row_tiles * (panel_vecs / tile_vecs) * depth.count;
   const uint64_t step = quotient_up(static_cast<uint32_t>(stretch.next_bytes), fetches);
-  Ahead<1> ahead{stretch.next, step};
+  Ahead<1, 2> ahead{stretch.next, step};
   for (uint32_t vec = 0; vec < panel_vecs; vec += tile_vecs) {
     for (uint32_t row = 0; row < rows; row += even_rows, ahead.at += step * depth.count) {
       with_count<tile_rows>(min_of(even_rows, rows - row), [&](auto count) {
