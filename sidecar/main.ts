@@ -12,6 +12,7 @@ import { Lineage } from "./lineage.ts";
 import { loadChatTemplate } from "./model/chat-template.ts";
 import { resolveModel } from "./model/hub.ts";
 import { loadTokenizer } from "./model/tokenizer.ts";
+import { openEngine } from "./open-engine.ts";
 import { PromptBuilder } from "./prompt.ts";
 import { loadSecret } from "./secret.ts";
 import { SidecarServer } from "./server.ts";
@@ -33,14 +34,17 @@ async function main(): Promise<void> {
   mkdirSync(config.dataDirectory, { recursive: true, mode: 0o700 });
   const secret = config.secret ?? loadSecret(join(config.dataDirectory, "sidecar-secret"));
   const directory = await resolveModel(config.model, { onProgress: say });
-  const native = await buildNative(config.backend, { onProgress: say });
   const [tokenizer, template] = await Promise.all([
     loadTokenizer(directory),
     loadChatTemplate(directory),
   ]);
   let server: SidecarServer | null = null;
-  const engine = startEngine(config, directory, native, (events) => server?.applyEvents(events));
-  const ready = await engine.ready;
+  const { engine, ready } = await openEngine({
+    backend: config.backend,
+    build: (backend) => buildNative(backend, { onProgress: say }),
+    start: (library) => startEngine(config, directory, library, (events) => server?.applyEvents(events)),
+    say,
+  });
   describeEngine(ready, config);
   const lineage = new Lineage({
     path: join(config.dataDirectory, "lineage.sqlite"),

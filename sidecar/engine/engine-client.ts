@@ -6,11 +6,23 @@ import type { FinishReason } from "../protocol.ts";
 import type { EngineEvent, EngineRequest } from "./request.ts";
 import type { EngineReady, EngineWorkerOptions, FromEngine, ToEngine } from "./worker-messages.ts";
 
+/** The engine could not start. */
+export class EngineError extends Error {
+  override name = "EngineError";
+  constructor(
+    message: string,
+    /** The library cannot work on this machine at all. */
+    readonly isUnsupported: boolean,
+  ) {
+    super(message);
+  }
+}
+
 export interface EngineListeners {
   /** What one engine step brought about. */
   onEvents(events: readonly EngineEvent[]): void;
   onProgress(message: string): void;
-  /** The engine is gone and will not answer; the process should end. */
+  /** The engine had been ready, is gone and will not answer; the process should end. */
   onFailure(message: string): void;
 }
 
@@ -21,6 +33,8 @@ export class EngineClient {
   readonly #answers = new Map<number, (stats: Readonly<Record<string, number>>) => void>();
   #nextNonce = 1;
   #deviceHandle = 0;
+  #isReady = false;
+  /** Rejects with EngineError. */
   readonly ready: Promise<EngineReady>;
   readonly #stopped: Promise<void>;
   #resolveReady!: (ready: EngineReady) => void;
@@ -39,7 +53,7 @@ export class EngineClient {
     });
     this.#worker = new Worker(new URL("./engine-worker.ts", import.meta.url).href);
     this.#worker.onmessage = (message: MessageEvent<FromEngine>) => this.#receive(message.data);
-    this.#worker.onerror = (error) => this.#fail(error.message);
+    this.#worker.onerror = (error) => this.#fail(new EngineError(error.message, false));
     this.#worker.postMessage(options);
   }
 
@@ -90,6 +104,7 @@ export class EngineClient {
         break;
       case "ready":
         this.#deviceHandle = message.deviceHandle;
+        this.#isReady = true;
         this.#resolveReady(message);
         break;
       case "progress":
@@ -102,7 +117,7 @@ export class EngineClient {
         this.#answer(message.nonce, message.blocks);
         break;
       case "failed":
-        this.#fail(message.message);
+        this.#fail(new EngineError(message.message, message.isUnsupported));
         break;
       case "stopped":
         this.#deviceHandle = 0;
@@ -116,10 +131,14 @@ export class EngineClient {
     this.#answers.delete(nonce);
   }
 
-  #fail(message: string): void {
+  #fail(error: EngineError): void {
     this.#deviceHandle = 0;
-    this.#rejectReady(new Error(message));
     this.#resolveStopped();
-    this.#listeners.onFailure(message);
+    if (this.#isReady) {
+      this.#listeners.onFailure(error.message);
+    } else {
+      this.#worker.terminate();
+      this.#rejectReady(error);
+    }
   }
 }

@@ -1,7 +1,7 @@
 // The engine's thread: loads the model, then turns the loop. It waits for the device inside a native call, never on the
 // thread that serves sockets; messages are applied between steps.
 
-import { NativeError } from "../native.ts";
+import { NativeError, Status } from "../native.ts";
 import { cacheStats } from "../kvcache/cache-stats.ts";
 import { TierError } from "../kvcache/open-tiers.ts";
 import { Batch } from "../model/batch.ts";
@@ -35,7 +35,8 @@ self.onmessage = (message: MessageEvent<EngineWorkerOptions>) => {
     wakeInbox?.();
   };
   main(message.data).catch((error: unknown) => {
-    post({ type: "failed", message: describe(error) });
+    const isUnsupported = error instanceof NativeError && error.status === Status.unsupported;
+    post({ type: "failed", message: describe(error), isUnsupported });
   });
 };
 

@@ -82,7 +82,8 @@ export interface EngineReady {
 export type FromEngine =
   | EngineReady
   | { readonly type: "progress"; readonly message: string }
-  | { readonly type: "failed"; readonly message: string }
+  /** isUnsupported: the library cannot work on this machine at all. */
+  | { readonly type: "failed"; readonly message: string; readonly isUnsupported: boolean }
   | { readonly type: "events"; readonly events: readonly EngineEvent[] }
   | { readonly type: "stats"; readonly nonce: number; readonly stats: Readonly<Record<string, number>> }
   | { readonly type: "forgotten"; readonly nonce: number; readonly blocks: Readonly<Record<string, number>> }
