@@ -50,7 +50,7 @@ export async function measureSaving(engine: Omit<ModelEngineOptions, "data">, re
   console.log(markdownTable([["tiers", "tokens/s", "CPU of compute", "CPU of the save thread", "MiB saved"], ...rows]));
 }
 
-/** Milliseconds of a block's checksum beside those of copying it, for blocks that lie one behind the other in memory. */
+/** Milliseconds of a block's checksum beside a copy, for blocks that lie one behind the other in memory. */
 export function measureChecksum(memory: HostBuffer, blockBytes: readonly number[]): void {
   const target = new Uint8Array(Math.max(...blockBytes));
   const rows = blockBytes.map((bytes) => {

@@ -53,6 +53,7 @@ const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
     "sidecar/model/",
     "sidecar/protocol.ts",
   ],
+  "sidecar/open-engine.ts": ["sidecar/build-native.ts", "sidecar/engine/"],
   "sidecar/main.ts": ["config/", "sidecar/"],
   "launcher/": [
     "config/",

@@ -1,5 +1,5 @@
-// Memory of weights. Small matrices share mappings, so that they lie in huge pages as large ones do: a decode step reads
-// every one from front to back, and the processor's prefetchers stop at the end of a page.
+// Memory of weights. Small matrices share mappings, so that they lie in huge pages as large ones do: a decode step
+// reads every one from front to back, and the processor's prefetchers stop at the end of a page.
 
 #pragma once
 

@@ -33,7 +33,7 @@ afterAll(() => {
   rmSync(folder, { recursive: true });
 });
 
-/** Waits on the device, as the engine does, until `count` completions came; by tag. Each may take a wake-up of its own. */
+/** Waits on the device, as the engine does, until `count` completions came (each may wake it anew); by tag. */
 function reapAll(disk: Disk, count: number): Map<number, DiskCompletion> {
   disk.wake(device);
   const completions = new Map<number, DiskCompletion>();
