@@ -23,7 +23,7 @@ export interface ScanResult {
   readonly blocks: AdoptedBlock[];
   /** Headers that were not believed, by reason; duplicate: an older copy; outside: the file was cut. */
   readonly dropped: Record<Exclude<HeaderFault, "empty"> | "unreadable" | "duplicate" | "outside", number>;
-  /** Why everything was dropped unread, or null. "new": there was nothing. */
+  /** Why everything was dropped, or null. "new": there was nothing. Only of another fingerprint it was read before. */
   readonly discarded: Exclude<FileOwner, "ours"> | null;
 }
 
@@ -35,23 +35,23 @@ export interface ScanOptions {
 
 /** Also returns the slots whose header should be empty and could not be made so. */
 export function scanDisk(io: DiskIo, options: ScanOptions): ScanResult & { readonly dirtySlots: number[] } {
-  const owner = takeOver(io, options);
-  const discarded = owner === "ours" ? null : owner;
-  const scan = new HeaderScan(io, options);
-  if (discarded === null) scan.readAll();
-  return { blocks: scan.blocks(), dropped: scan.dropped, discarded, dirtySlots: scan.clearDropped() };
-}
-
-/** Afterwards the file is ours. The first page is durable before any header can be. */
-function takeOver(io: DiskIo, { slotBytes, digest }: ScanOptions): FileOwner {
   const page = new Uint8Array(HEADER_BYTES);
   const isReadable = readPart(io, 0, page);
-  const owner = isReadable ? readFilePage(page, slotBytes, digest) : "corrupt";
-  if (owner !== "ours") {
-    io.discard();
-    io.writeNow(0, encodeFilePage(slotBytes, digest));
+  const owner = isReadable ? readFilePage(page, options.slotBytes, options.digest) : "corrupt";
+  const scan = new HeaderScan(io, options);
+  // What lay under another fingerprint is not believed, but counted: those conversations will miss it.
+  if (owner === "ours" || owner === "fingerprint") scan.readAll();
+  if (owner === "ours") {
+    return { blocks: scan.blocks(), dropped: scan.dropped, discarded: null, dirtySlots: scan.clearDropped() };
   }
-  return owner;
+  takeOver(io, options);
+  return { blocks: [], dropped: scan.dropped, discarded: owner, dirtySlots: [] };
+}
+
+/** Afterwards the file is ours and empty. The first page is durable before any header can be. */
+function takeOver(io: DiskIo, { slotBytes, digest }: ScanOptions): void {
+  io.discard();
+  io.writeNow(0, encodeFilePage(slotBytes, digest));
 }
 
 class HeaderScan {

@@ -26,8 +26,13 @@ export class LostBlocks {
 
   constructor(readonly capacity: number) {}
 
+  /** Blocks whose ids nobody can tell any more: an earlier process had them. */
+  count(reason: MissReason, blocks: number): void {
+    if (blocks > 0) this.counts.set(reason, (this.counts.get(reason) ?? 0) + blocks);
+  }
+
   note(id: BlockId, reason: MissReason): void {
-    this.counts.set(reason, (this.counts.get(reason) ?? 0) + 1);
+    this.count(reason, 1);
     this.#reasons.delete(id);
     this.#reasons.set(id, reason);
     if (this.#reasons.size <= this.capacity) return;

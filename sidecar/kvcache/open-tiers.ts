@@ -148,6 +148,9 @@ export class Tiers {
     const { blocks, dropped, discarded } = disk.store.scan();
     disk.pool.claim(new Set(blocks.map(({ slot }) => slot)));
     for (const block of blocks.sort(byDepth)) residency.adopt(block, "disk", block.slot);
+    residency.lost.count("fingerprint", dropped.fingerprint);
+    residency.lost.count("corrupt", dropped.corrupt);
+    residency.lost.count("io", dropped.unreadable);
     if (discarded !== null && discarded !== "new") {
       const why = discarded === "corrupt" ? "its first page is not whole" : `it is of another ${discarded}`;
       this.say(`disk tier: what ${this.options.diskPath} held was dropped: ${why}`);

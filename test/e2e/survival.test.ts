@@ -147,6 +147,7 @@ describe.skipIf(!existsSync(SHARED_MEMORY))("a sidecar's cache", () => {
     // Of the same size, so that only the fingerprint tells.
     const second = await start(["--kv-dtype", "f16"]);
     expect(second.process.output()).toMatch(/disk tier: what .* held was dropped: it is of another fingerprint/);
+    expect((await second.stats())["lostBlocks_fingerprint"]).toBeGreaterThan(0);
     expect((await second.askChecked(messages)).cached).toBe(0);
     await second.stop();
     const third = await start(["--kv-dtype", "f32"]);
