@@ -33,19 +33,25 @@ export interface ScanOptions {
   readonly digest: Uint8Array;
 }
 
+const NOTHING_DROPPED: ScanResult["dropped"] = {
+  version: 0, fingerprint: 0, corrupt: 0, unreadable: 0, duplicate: 0, outside: 0,
+};
+
 /** Also returns the slots whose header should be empty and could not be made so. */
 export function scanDisk(io: DiskIo, options: ScanOptions): ScanResult & { readonly dirtySlots: number[] } {
   const page = new Uint8Array(HEADER_BYTES);
   const isReadable = readPart(io, 0, page);
   const owner = isReadable ? readFilePage(page, options.slotBytes, options.digest) : "corrupt";
   const scan = new HeaderScan(io, options);
-  // What lay under another fingerprint is not believed, but counted: those conversations will miss it.
+  // What lay under another fingerprint is not believed, but counted: those conversations will miss it. (With slots of
+  // another size only some of its headers lie where we look.)
   if (owner === "ours" || owner === "fingerprint") scan.readAll();
   if (owner === "ours") {
     return { blocks: scan.blocks(), dropped: scan.dropped, discarded: null, dirtySlots: scan.clearDropped() };
   }
   takeOver(io, options);
-  return { blocks: [], dropped: scan.dropped, discarded: owner, dirtySlots: [] };
+  const dropped = { ...NOTHING_DROPPED, fingerprint: scan.dropped.fingerprint };
+  return { blocks: [], dropped, discarded: owner, dirtySlots: [] };
 }
 
 /** Afterwards the file is ours and empty. The first page is durable before any header can be. */
@@ -55,14 +61,7 @@ function takeOver(io: DiskIo, { slotBytes, digest }: ScanOptions): void {
 }
 
 class HeaderScan {
-  readonly dropped: ScanResult["dropped"] = {
-    version: 0,
-    fingerprint: 0,
-    corrupt: 0,
-    unreadable: 0,
-    duplicate: 0,
-    outside: 0,
-  };
+  readonly dropped = { ...NOTHING_DROPPED };
   readonly #byId = new Map<BlockId, AdoptedBlock>();
   readonly #toClear: number[] = [];
   readonly #part = new Uint8Array(GROUP_HEADER_BYTES);
