@@ -33,8 +33,11 @@ function text(length: number, seed: number): number[] {
 }
 
 function expectSame(actual: Answer, expected: Answer): void {
-  expect(actual.tokens).toEqual(expected.tokens);
-  expect(actual.logits.map(String)).toEqual(expected.logits.map(String));
+  // Where they differ, what the cache did says where to look.
+  const { usage, cache, missReasons } = actual.finish ?? {};
+  const story = JSON.stringify({ usage, cache, missReasons });
+  expect(actual.tokens, story).toEqual(expected.tokens);
+  expect(actual.logits.map(String), story).toEqual(expected.logits.map(String));
 }
 
 let folder: string;
