@@ -8,6 +8,7 @@ import { paperWindow } from "../kvcache/policy.ts";
 import { TruncationRule } from "../kvcache/view.ts";
 import type { Model } from "../model/model.ts";
 import { NativeLibrary } from "../native.ts";
+import { nowMs } from "./request.ts";
 import { freeDiskBytes, freeMemoryBytes, tierSizes } from "./tier-size.ts";
 import type { EngineWorkerOptions } from "./worker-messages.ts";
 
@@ -91,7 +92,7 @@ export function openCache(
     },
     (policy) => tiers.create(policy),
   );
-  tiers.adopt(cache.residency);
+  tiers.adopt(cache.residency, nowMs());
   describe(cache, tiers, say);
   return { cache, tiers };
 }

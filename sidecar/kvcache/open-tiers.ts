@@ -81,10 +81,10 @@ export class Tiers {
   }
 
   /** Takes over what an earlier process left. */
-  adopt(residency: Residency): void {
+  adopt(residency: Residency, nowMs: number): void {
     const { host, disk } = residency.tiers;
-    if (host !== null) this.#adoptHost(host, residency);
-    if (disk !== null) this.#adoptDisk(disk, residency);
+    if (host !== null) this.#adoptHost(host, residency, nowMs);
+    if (disk !== null) this.#adoptDisk(disk, residency, nowMs);
   }
 
   /** `keepHost`: the mapping stays for the next process to adopt. */
@@ -137,17 +137,17 @@ export class Tiers {
     return new DiskTier(store, policy.disk, this.say);
   }
 
-  #adoptHost(host: HostTier, residency: Residency): void {
+  #adoptHost(host: HostTier, residency: Residency, nowMs: number): void {
     if (this.arena?.isAdopted !== true) return;
     const { slots, dropped } = host.adopt();
-    for (const slot of slots.sort(byDepth)) residency.adopt(slot, "host", slot.slot);
+    for (const slot of slots.sort(byDepth)) residency.adopt(slot, "host", slot.slot, nowMs);
     this.say(`host tier: ${slots.length} blocks of an earlier process, ${dropped} headers not believed`);
   }
 
-  #adoptDisk(disk: DiskTier, residency: Residency): void {
+  #adoptDisk(disk: DiskTier, residency: Residency, nowMs: number): void {
     const { blocks, dropped, discarded } = disk.store.scan();
     disk.pool.claim(new Set(blocks.map(({ slot }) => slot)));
-    for (const block of blocks.sort(byDepth)) residency.adopt(block, "disk", block.slot);
+    for (const block of blocks.sort(byDepth)) residency.adopt(block, "disk", block.slot, nowMs);
     residency.lost.count("fingerprint", dropped.fingerprint);
     residency.lost.count("corrupt", dropped.corrupt);
     residency.lost.count("io", dropped.unreadable);

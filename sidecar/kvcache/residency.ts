@@ -147,7 +147,7 @@ export class Residency {
   }
 
   /** A block that an earlier process left in a slot of host memory or on disk, which is in use by the caller. */
-  adopt(header: BlockHeader, tier: "host" | "disk", slot: BlockNumber): void {
+  adopt(header: BlockHeader, tier: "host" | "disk", slot: BlockNumber, nowMs: number): void {
     const { pool } = tier === "host" ? this.#host : this.tiers.disk!;
     const known = this.index.get(header.id);
     const isTwin = known !== null && (known.prefixCheck !== header.prefixCheck || known[tier] !== ABSENT);
@@ -161,10 +161,12 @@ export class Residency {
     block[tier] = slot;
     if (tier === "disk") block.isDiskReady = true;
     else block.hostState = "unverified";
-    this.policy.touch([block], header.lastUsedAtMs, { ttlMs: header.expiresAtMs - header.lastUsedAtMs });
+    // A clock that was set back must not leave blocks that are younger than all to come.
+    const usedAtMs = Math.min(header.lastUsedAtMs, nowMs);
+    this.policy.touch([block], usedAtMs, { ttlMs: header.expiresAtMs - header.lastUsedAtMs });
     pool.release(slot);
     if (block.isDiskReady) this.dirty.delete(block);
-    else this.markDirty(block, header.lastUsedAtMs);
+    else this.markDirty(block, usedAtMs);
   }
 
   /** The host copy may be used. An adopted one is checked now; when it is not whole it is lost. */

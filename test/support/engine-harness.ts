@@ -256,12 +256,12 @@ export class EngineHarness {
     const { residency } = this.cache;
     const { host, disk } = residency.tiers;
     if (host !== null && this.options.survivor !== undefined) {
-      for (const slot of host.adopt().slots.sort(byDepth)) residency.adopt(slot, "host", slot.slot);
+      for (const slot of host.adopt().slots.sort(byDepth)) residency.adopt(slot, "host", slot.slot, this.nowMs);
     }
     if (disk === null) return;
     const { blocks } = disk.store.scan();
     disk.pool.claim(new Set(blocks.map(({ slot }) => slot)));
-    for (const block of blocks.sort(byDepth)) residency.adopt(block, "disk", block.slot);
+    for (const block of blocks.sort(byDepth)) residency.adopt(block, "disk", block.slot, this.nowMs);
   }
 }
 
