@@ -207,16 +207,20 @@ export class Scheduler {
     sequence.forgetTable();
   }
 
-  /** Blocks for `length` positions, taken from the youngest if need be. False: the sequence itself had to go. */
+  /**
+   * Blocks for `length` positions, taken from the youngest if need be. False: the sequence itself had to go, or skips
+   * this step until what is in its way has moved down.
+   */
   #makeRoom(sequence: Sequence, length: number, step: StepBudget): boolean {
-    while (!this.cache.extend(sequence.table!, length)) {
+    for (;;) {
+      const outcome = this.cache.extend(sequence.table!, length, step.nowMs);
+      if (outcome !== "no-room") return outcome === "extended";
       if (this.#giveUpLoad(step.nowMs)) continue;
       const victim = this.#running.findLast((candidate) => !step.contains(candidate));
       assert(victim !== undefined, "a sequence alone must fit the pool");
       this.#preempt(victim, step.nowMs);
       if (victim === sequence) return false;
     }
-    return true;
   }
 
   /** The last of the waiting sequences that hold blocks already gives them back; false: there is none. */

@@ -164,16 +164,20 @@ export class BlockMoves {
 
   /**
    * Exclusive tiers: before blocks are taken, those in the way move down. False: they are on their way, ask again.
-   * True: so many are free, or more can only be had by losing what they hold.
+   * True: so many are free, or more can only be had by losing what they hold. `waitsForDisk`: where host memory is full
+   * and the disk takes from it, that is waited for, too (who runs already does not).
    */
-  clearGpu(count: number, nowMs: number): boolean {
+  clearGpu(count: number, nowMs: number, waitsForDisk: boolean): boolean {
     if (!this.residency.options.isExclusive || this.residency.tiers.host === null) return true;
     while (this.residency.gpu.freeCount + this.residency.descending.size < count) {
       const victim = this.residency.gpu.victim();
       if (victim === null) break;
       if (isHostReady(victim) || victim.isDiskReady) this.residency.leaveGpu(victim, "evicted");
       else if (this.residency.hasHostRoom) this.descend([victim], nowMs);
-      else if (this.#isHostDraining(nowMs)) return false;
+      else if (this.#isHostDraining(nowMs)) {
+        if (waitsForDisk) return false;
+        break;
+      }
       else if (!this.#makeHostRoom(victim)) break;
     }
     return this.residency.gpu.freeCount >= count || this.residency.descending.size === 0;

@@ -136,12 +136,18 @@ export class KvCache {
     return loads.every((load) => this.#mayJoin(load, rowCount));
   }
 
-  /** Makes room for `length` positions of the view; false (and nothing changed) when there are not enough blocks. */
-  extend(table: BlockTable, length: number): boolean {
+  /**
+   * Makes room for `length` positions of the view. Otherwise the table stays as it is: "clearing" while what is in the
+   * way moves down to host memory (ask again), "no-room" when there are not enough blocks.
+   */
+  extend(table: BlockTable, length: number, nowMs: number): "extended" | "clearing" | "no-room" {
     const missing = Math.ceil(length / this.blockTokens) - table.blocks.length;
-    if (missing > this.availableBlocks) return false;
+    if (missing <= 0) return "extended";
+    if (missing > this.availableBlocks + this.residency.descending.size) return "no-room";
+    if (!this.moves.clearGpu(missing, nowMs, false)) return "clearing";
+    if (missing > this.availableBlocks) return "no-room";
     for (let i = 0; i < missing; i++) table.blocks.push(this.residency.takeGpu()!);
-    return true;
+    return "extended";
   }
 
   /**

@@ -74,7 +74,7 @@ export class PromptOpener {
     // What it will use itself is not in the way.
     for (const block of resident) gpu.retain(block.gpu);
     for (const block of below) tiers.host!.pool.retain(block.host);
-    const isClear = this.moves.clearGpu(blockCount - plan.blocks.length + below.length, nowMs);
+    const isClear = this.moves.clearGpu(blockCount - plan.blocks.length + below.length, nowMs, true);
     for (const block of resident) gpu.release(block.gpu);
     for (const block of below) tiers.host!.pool.release(block.host);
     return isClear;

@@ -51,6 +51,17 @@ describe.each([
     harness.expectNothingLeft();
   });
 
+  test("a long answer takes nothing from others for which host memory has room", () => {
+    const gpuMarks = { lowBlocks: 0, highBlocks: 0 }; // nothing is moved down before it is in the way
+    const harness = crowded({ diskSlots: 0, cache, background: { gpuMarks } });
+    const first = ask(harness, prompt(40)).tokens;
+    ask(harness, prompt(8, 2), 55);
+    const { usage } = ask(harness, [...first, 5]);
+    expect(usage.cachedTokens.gpu + usage.cachedTokens.host).toBeGreaterThanOrEqual(first.length - 1);
+    expect(harness.cache.residency.lost.counts.get("evicted") ?? 0).toBe(0);
+    harness.expectNothingLeft();
+  });
+
   test("what left host memory is served from disk", () => {
     const harness = crowded({ hostSlots: 8, cache });
     const first = ask(harness, prompt(40)).tokens;

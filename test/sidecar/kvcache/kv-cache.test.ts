@@ -76,7 +76,7 @@ class Fixture {
     }
     if (opened === "reading") throw new Error("there is no disk");
     const { table, length } = opened;
-    expect(this.cache.extend(table, tokens.length), "what fits can be extended").toBe(true);
+    expect(this.cache.extend(table, tokens.length, this.nowMs), "what fits can be extended").toBe("extended");
     expect(length).toBeLessThanOrEqual(limit);
     expect(opened.cached).toEqual({ gpu: length, host: 0, disk: 0 });
     this.device.drain();
@@ -165,7 +165,7 @@ describe("KvCache", () => {
     const other = fixture.open(range(10))!;
     expect(other.cachedCount).toBe(9);
     running.tokens.push(77, 78, 79, 80);
-    expect(fixture.cache.extend(running.table, 14)).toBe(true);
+    expect(fixture.cache.extend(running.table, 14, fixture.nowMs)).toBe("extended");
     fixture.compute(running);
     fixture.compute(other);
     fixture.close(other);
@@ -176,7 +176,7 @@ describe("KvCache", () => {
   test("extend takes nothing when there is not enough", () => {
     const fixture = new Fixture(4);
     const run = fixture.open(range(9))!;
-    expect(fixture.cache.extend(run.table, 17)).toBe(false);
+    expect(fixture.cache.extend(run.table, 17, fixture.nowMs)).toBe("no-room");
     expect(run.table.blocks.length).toBe(3);
     expect(fixture.cache.availableBlocks).toBe(1);
     expect(fixture.open(range(9, 100))).toBe(null);
@@ -246,7 +246,9 @@ describe("KvCache under random use", () => {
         } else if (pick < 0.5) {
           fixture.compute(run, random.integer(run.computed, run.tokens.length));
         } else if (pick < 0.7) {
-          if (run.tokens.length < 36 && fixture.cache.extend(run.table, run.tokens.length + 1)) {
+          const hasRoom = run.tokens.length < 36 &&
+            fixture.cache.extend(run.table, run.tokens.length + 1, fixture.nowMs) === "extended";
+          if (hasRoom) {
             run.tokens.push(random.integer(1, 3));
           }
         } else if (pick < 0.8) {
