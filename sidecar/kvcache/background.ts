@@ -53,16 +53,16 @@ export class Background {
     this.#demoteGpu(nowMs);
     this.#demoteHost(nowMs);
     this.#prefetch(nowMs);
-    this.#writeIdle(nowMs, this.options.idleMs);
+    this.#writeDirty((block, usedAtMs) => this.#isDue(block, nowMs - usedAtMs), nowMs);
     this.residency.tiers.host.seal(SEALS_PER_TURN);
   }
 
-  /** For an orderly stop: starts writing what the disk admits; true while there is something left. */
+  /** For an orderly stop: starts writing all that is not on disk; true while there is something left. */
   flush(nowMs: number): boolean {
     const { host, disk } = this.residency.tiers;
     if (host === null || disk === null || !disk.isOn(nowMs)) return false;
     this.#isActive = false;
-    this.#writeIdle(nowMs, 0);
+    this.#writeDirty(() => "yes", nowMs);
     return this.moves.inFlight > 0 || this.#isActive;
   }
 
@@ -120,27 +120,29 @@ export class Background {
     for (const block of blocks) if (this.moves.read(block, nowMs)) this.prefetchedBlocks++;
   }
 
-  #writeIdle(nowMs: number, idleMs: number): void {
+  /** Writes blocks that are not on disk, the longest idle first; "later": nor are those behind it due. */
+  #writeDirty(isDue: (block: CachedBlock, usedAtMs: number) => "yes" | "no" | "later", nowMs: number): void {
     const { residency } = this;
-    const { admission } = this.options;
-    if (admission === "eviction" && idleMs > 0) return;
     const toSave: CachedBlock[] = [];
     let left = STARTS_PER_TURN;
     for (const [block, usedAtMs] of residency.dirty) {
       if (left-- <= 0 || !this.#canWrite(nowMs)) break;
-      const isDue = admission === "second-touch" && idleMs > 0
-        ? block.useCount > 1
-        : nowMs - usedAtMs >= idleMs;
-      if (!isDue) {
-        if (admission === "second-touch") continue;
-        break; // the others were used later
-      }
+      const due = isDue(block, usedAtMs);
+      if (due === "later") break;
+      if (due === "no") continue;
       if (isHostReady(block)) {
         this.moves.write(block, nowMs);
       } else if (block.host === ABSENT && block.gpu !== ABSENT) toSave.push(block);
       this.#isActive = true;
     }
     if (toSave.length > 0) this.moves.save(toSave, "now", nowMs);
+  }
+
+  /** Goes to disk before it has to leave host memory. */
+  #isDue(block: CachedBlock, idleMs: number): "yes" | "no" | "later" {
+    const { admission } = this.options;
+    if (admission === "second-touch") return block.useCount > 1 ? "yes" : "no";
+    return admission === "idle" && idleMs >= this.options.idleMs ? "yes" : "later";
   }
 
   #isAdmitted(block: CachedBlock): boolean {

@@ -236,21 +236,12 @@ for (const [name, model] of Object.entries(MODELS)) {
       });
 
       test("with a view that has dropped blocks, from every tier", async () => {
-        // An empty disk: where the tests before have filled it, a part of the view may have to leave, and it restarts.
-        const own = { data: mkdtempSync(join(folder, "view-")) };
-        let engine = await open(own);
+        let engine = await open();
         let tokens: readonly number[] = [];
         const total = { gpu: 0, host: 0, disk: 0 };
         for (let turn = 0; turn < 8; turn++) {
           const prompt = [...tokens, ...text(50, 30 + turn)];
           const { finish, ...answer } = engine.ask(prompt, { maxTokens: 20 });
-          // Blocks of a cut view may be lost under pressure; then it restarts, which is counted, and is not exact.
-          // Known: behind the crowd this happens now and then, though the tiers below should have had room.
-          if (turn === 6 && finish.cache.isViewRestarted) {
-            expect(finish.missReasons["truncated_restart"]).toBeGreaterThan(0);
-            engine.close();
-            return;
-          }
           expectSame({ ...answer, finish }, reference.resident(prompt, 20));
           expect(finish.cache.isViewRestarted).toBe(false);
           // What was cached is what is left of the view, and only what the next turn adds is computed.
@@ -266,7 +257,7 @@ for (const [name, model] of Object.entries(MODELS)) {
           if (turn === 5) crowd(engine);
           if (turn === 6) {
             engine.close();
-            engine = await open(own);
+            engine = await open();
           }
         }
         expect(Math.min(...Object.values(total)), JSON.stringify(total)).toBeGreaterThan(blockTokens);

@@ -62,6 +62,18 @@ describe.each([
     harness.expectNothingLeft();
   });
 
+  test("with second-touch admission nothing that came once is moved, however short the idle time", () => {
+    const background = { admission: "second-touch", idleMs: 0 } as const;
+    const harness = crowded({ hostSlots: 4, cache, background });
+    ask(harness, prompt(40));
+    harness.settle(IDLE_MS);
+    expect(harness.cache.residency.counters.writtenBlocks).toBe(0);
+    const { savedBlocks } = harness.cache.residency.counters;
+    harness.settle(IDLE_MS);
+    expect(harness.cache.residency.counters.savedBlocks).toBe(savedBlocks);
+    harness.expectNothingLeft();
+  });
+
   test("what left host memory is served from disk", () => {
     const harness = crowded({ hostSlots: 8, cache });
     const first = ask(harness, prompt(40)).tokens;
