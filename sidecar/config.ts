@@ -16,6 +16,7 @@ export const SIDECAR_OPTIONS: readonly OptionSpec[] = [
   { flag: "threads", value: "N", fallback: "0", help: "CPU compute threads; 0: one less than the cores" },
   { flag: "kv-dtype", value: "auto|f32|bf16|f16", fallback: "auto", help: "number format of the KV cache; auto: that of the weights" },
   { flag: "compute-dtype", value: "auto|f32|bf16|f16", fallback: "auto", help: "number format of activations on the GPU (the CPU computes in f32)" },
+  { flag: "quantization", value: "none|fp8", fallback: "none", help: "fp8: keep the layers' matrices in 8 bits (E4M3, a scale a row) and multiply them so; GPUs of compute capability 9.0" },
   { flag: "max-model-len", value: "TOKENS", fallback: null, help: "longest prompt + answer; default: what the model was made for" },
   { flag: "max-num-seqs", value: "N", fallback: "32", help: "sequences that run at once" },
   { flag: "max-batch-tokens", value: "N", fallback: "512", help: "tokens computed in one step; longer prompts are cut in chunks" },
@@ -79,6 +80,7 @@ export interface SidecarConfig {
   readonly threads: number;
   readonly kvDtype: "auto" | "f32" | "bf16" | "f16";
   readonly computeDtype: "auto" | "f32" | "bf16" | "f16";
+  readonly quantization: (typeof QUANTIZATIONS)[number];
   readonly maxModelLen: number | null;
   readonly maxNumSeqs: number;
   readonly maxBatchTokens: number;
@@ -98,6 +100,7 @@ export interface SidecarConfig {
 }
 
 const DTYPES = ["auto", "f32", "bf16", "f16"] as const;
+const QUANTIZATIONS = ["none", "fp8"] as const;
 const DISK_ADMISSIONS = ["idle", "eviction", "second-touch"] as const;
 const TIER_MODES = ["auto", "inclusive", "exclusive"] as const;
 const CACHE_POLICIES = ["scheduler-aware", "lru", "fifo"] as const;
@@ -119,6 +122,7 @@ export function readSidecarConfig(
     threads: values.integer("threads", 0, 1024),
     kvDtype: values.choice("kv-dtype", DTYPES),
     computeDtype: values.choice("compute-dtype", DTYPES),
+    quantization: values.choice("quantization", QUANTIZATIONS),
     maxModelLen: values.optionalInteger("max-model-len", 16, 2 ** 24),
     maxNumSeqs: values.integer("max-num-seqs", 1, 4096),
     maxBatchTokens: values.integer("max-batch-tokens", 1, 65536),

@@ -111,6 +111,7 @@ function startEngine(
       gpuMemoryUtilization: config.gpuMemoryUtilization,
       kvDtype: config.kvDtype,
       computeDtype: config.computeDtype,
+      quantization: config.quantization,
       threads: config.threads,
       gpuIndex: config.gpuIndex,
       cache: { ...config.cache, hostName: sharedMemoryName(config) },

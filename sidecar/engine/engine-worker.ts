@@ -13,6 +13,7 @@ import { ModelRunner } from "./model-runner.ts";
 import { poolBlocks, PoolSizeError } from "./pool-size.ts";
 import { describeBreakEven, probe } from "./probe.ts";
 import { nowMs } from "./request.ts";
+import { warmUp } from "./warm-up.ts";
 import type { EngineWorkerOptions, FromEngine, ToEngine } from "./worker-messages.ts";
 
 declare const self: Worker;
@@ -52,6 +53,7 @@ async function main(options: EngineWorkerOptions): Promise<void> {
     blockTokens: options.blockTokens,
     kvDtype: options.kvDtype,
     computeDtype: options.computeDtype,
+    quantization: options.quantization,
     threads: options.threads,
     gpuIndex: options.gpuIndex,
     onProgress: (progress) => post({ type: "progress", message: progress }),
@@ -73,7 +75,7 @@ function createCache(model: Model, options: EngineWorkerOptions): OpenedCache {
     wantedBlocks: options.gpuBlocks,
     wantedBytes: options.gpuMemoryBytes,
     utilization: options.gpuMemoryUtilization,
-    isGpu: device.info()["backend"] === "cuda",
+    isGpu: isGpu(model),
     ...device.memoryInfo(),
     blockBytes,
     blockTokens: options.blockTokens,
@@ -99,6 +101,7 @@ function createEngine(
   };
   const batches = Array.from({ length: STEPS_AHEAD }, () => new Batch(device, limits));
   const runner = new ModelRunner(model, batches);
+  if (isGpu(model)) warmUpGpu(runner, cache.blockCount);
   probe(model, runner, cache);
   post({ type: "progress", message: describeBreakEven(cache) });
   const engine = new Engine(cache, runner, {
@@ -125,6 +128,17 @@ function createEngine(
     loadMs: performance.now() - startedAtMs,
   });
   return engine;
+}
+
+function isGpu({ device }: Model): boolean {
+  return device.info()["backend"] === "cuda";
+}
+
+function warmUpGpu(runner: ModelRunner, blockCount: number): void {
+  const beginMs = performance.now();
+  post({ type: "progress", message: "warming up: products are timed and decode graphs captured" });
+  warmUp(runner, blockCount);
+  post({ type: "progress", message: `warmed up in ${((performance.now() - beginMs) / 1000).toFixed(1)} s` });
 }
 
 /** Turns until a stop message comes; returns its deadline. */

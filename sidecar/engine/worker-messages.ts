@@ -43,6 +43,7 @@ export interface EngineWorkerOptions {
   readonly gpuMemoryUtilization: number;
   readonly kvDtype: "auto" | "f32" | "f16" | "bf16";
   readonly computeDtype: "auto" | "f32" | "f16" | "bf16";
+  readonly quantization: "none" | "fp8";
   readonly threads: number;
   readonly cache: EngineCacheOptions;
   readonly gpuIndex: number;

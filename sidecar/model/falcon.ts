@@ -38,15 +38,14 @@ class Falcon implements Decoder {
     source: WeightSource,
   ) {
     const { vocabSize, hiddenSize } = config;
-    const embeddingRows = [wholeTensor("transformer.word_embeddings.weight", vocabSize)];
-    this.embedding = source.matrix(embeddingRows, hiddenSize);
+    this.embedding = source.vocabularyMatrix("transformer.word_embeddings.weight", vocabSize, hiddenSize);
     this.#layers = Array.from({ length: config.layers }, (_, layer) =>
       loadLayer(config, source, `transformer.h.${layer}`),
     );
     this.#finalNorm = loadNorm(config, source, "transformer.ln_f");
     this.outputMatrix = config.isTied
       ? this.embedding
-      : source.matrix([wholeTensor("lm_head.weight", vocabSize)], hiddenSize);
+      : source.vocabularyMatrix("lm_head.weight", vocabSize, hiddenSize);
   }
 
   forwardLayer(index: number, step: Step): void {

@@ -23,7 +23,7 @@ export class GatedDecoder implements Decoder {
   constructor(config: GatedConfig, source: WeightSource) {
     const { vocabSize, hiddenSize } = config;
     const norm = (tensor: string): DeviceAddress => source.vector([wholeTensor(tensor, hiddenSize)], "norm");
-    this.embedding = source.matrix([wholeTensor("model.embed_tokens.weight", vocabSize)], hiddenSize);
+    this.embedding = source.vocabularyMatrix("model.embed_tokens.weight", vocabSize, hiddenSize);
     this.#layers = Array.from({ length: config.layers }, (_, layer) => {
       const at = `model.layers.${layer}`;
       return {
@@ -36,7 +36,7 @@ export class GatedDecoder implements Decoder {
     this.#finalNorm = norm("model.norm.weight");
     this.outputMatrix = config.isTied
       ? this.embedding
-      : source.matrix([wholeTensor("lm_head.weight", vocabSize)], hiddenSize);
+      : source.vocabularyMatrix("lm_head.weight", vocabSize, hiddenSize);
   }
 
   forwardLayer(index: number, step: Step): void {

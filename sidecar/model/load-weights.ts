@@ -1,13 +1,13 @@
 // Puts a model's weights on the device. Everything is checked against the files before the first byte is
 // uploaded, so that a broken checkpoint is refused at once and not after minutes.
 
-import type { Device } from "../native.ts";
+import { type Device, DTYPE_BYTES } from "../native.ts";
 import { loadDecoder } from "./architecture.ts";
 import type { Decoder } from "./decoder.ts";
 import type { ModelConfig, WeightDtype } from "./model-config.ts";
 import { ModelError } from "./model-error.ts";
 import type { Checkpoint } from "./safetensors.ts";
-import { CheckpointWeights, RandomWeights, WEIGHT_DTYPE_BYTES, WeightCheck } from "./weights.ts";
+import { CheckpointWeights, type MatrixStorage, RandomWeights, WeightCheck } from "./weights.ts";
 
 type Say = (message: string) => void;
 
@@ -15,6 +15,8 @@ export interface CheckedWeights {
   readonly checkpoint: Checkpoint;
   /** As stored in the files. */
   readonly bytes: number;
+  /** Of the embedding and the output matrix alone. */
+  readonly vocabularyBytes: number;
   /** Of the embedding, which stands for all. */
   readonly dtype: WeightDtype;
 }
@@ -38,18 +40,19 @@ export function checkWeights(config: ModelConfig, checkpoint: Checkpoint, say: S
     const some = unused.slice(0, 3).join(", ") + (unused.length > 3 ? ", ..." : "");
     say(`tensors of the model that are not used: ${unused.length} (${some})`);
   }
-  return { checkpoint, bytes: check.bytes, dtype: check.firstDtype };
+  return { checkpoint, bytes: check.bytes, vocabularyBytes: check.vocabularyBytes, dtype: check.firstDtype };
 }
 
-/** storage: dtype of matrices on the device; null: as in the files. Throws ModelError, NativeError. */
+/** Throws ModelError, NativeError. */
 export function uploadWeights(
   device: Device,
   config: ModelConfig,
-  { checkpoint, bytes, dtype }: CheckedWeights,
-  storage: WeightDtype | null,
+  checked: CheckedWeights,
+  storage: MatrixStorage,
   say: Say,
 ): LoadedWeights {
-  const neededBytes = (bytes * WEIGHT_DTYPE_BYTES[storage ?? dtype]) / WEIGHT_DTYPE_BYTES[dtype];
+  const { checkpoint, bytes } = checked;
+  const neededBytes = bytesOnDevice(checked, storage);
   const { freeBytes } = device.memoryInfo();
   if (neededBytes > freeBytes) {
     const [needed, free] = [gibibytes(neededBytes), gibibytes(freeBytes)];
@@ -70,9 +73,19 @@ export function uploadWeights(
 }
 
 /** Made-up weights of the config's shapes, the same every time. */
-export function makeUpWeights(device: Device, config: ModelConfig, storage: WeightDtype): LoadedWeights {
-  const decoder = loadDecoder(config, new RandomWeights(device, storage, RANDOM_SEED));
-  return { decoder, hash: `random ${RANDOM_SEED} ${storage}` };
+export function makeUpWeights(device: Device, config: ModelConfig, storage: MatrixStorage): LoadedWeights {
+  const vocabulary = storage.vocabulary ?? config.dtype;
+  const layers = storage.layers ?? config.dtype;
+  const decoder = loadDecoder(config, new RandomWeights(device, { layers, vocabulary }, RANDOM_SEED));
+  return { decoder, hash: `random ${RANDOM_SEED} ${vocabulary}` };
+}
+
+function bytesOnDevice({ bytes, vocabularyBytes, dtype }: CheckedWeights, storage: MatrixStorage): number {
+  const layerValues = (bytes - vocabularyBytes) / DTYPE_BYTES[dtype];
+  const vocabularyValues = vocabularyBytes / DTYPE_BYTES[dtype];
+  return (
+    layerValues * DTYPE_BYTES[storage.layers ?? dtype] + vocabularyValues * DTYPE_BYTES[storage.vocabulary ?? dtype]
+  );
 }
 
 /** Buffers that old checkpoints stored, and the second copy of a tied matrix. */

@@ -22,6 +22,9 @@ import type { ModelConfig, WeightDtype } from "./model-config.ts";
 import { ModelError } from "./model-error.ts";
 import { alibiSlopes } from "./rope.ts";
 import { Checkpoint } from "./safetensors.ts";
+import type { MatrixStorage } from "./weights.ts";
+
+export type Quantization = "none" | "fp8";
 
 export interface LoadModelOptions {
   /** libkvasir_cpu.so or libkvasir_cuda.so. */
@@ -43,6 +46,8 @@ export interface LoadModelOptions {
   /** Of activations; auto: as the weights, 16 bits for F32 ones. The CPU library computes in f32 whatever
    * this says. */
   readonly computeDtype: "auto" | WeightDtype;
+  /** fp8: the layers' matrices, and the activations that they multiply, in E4M3 with a scale a row. GPU only. */
+  readonly quantization: Quantization;
   /** CPU compute threads; 0: cores - 1. */
   readonly threads: number;
   readonly gpuIndex: number;
@@ -134,6 +139,7 @@ export class Model {
 /** Throws ModelError (files, fields, tensors) or NativeError (library, memory). */
 export async function loadModel(options: LoadModelOptions): Promise<Model> {
   const config = loadModelConfig(options.directory);
+  if (options.quantization === "fp8") checkFp8(config, options);
   const generation = loadGenerationConfig(options.directory);
   const checkpoint = options.randomWeights ? null : new Checkpoint(options.directory);
   let device: Device | null = null;
@@ -142,13 +148,12 @@ export async function loadModel(options: LoadModelOptions): Promise<Model> {
     const fixed = deviceConfig(config, check?.dtype ?? config.dtype, options);
     device = new NativeLibrary(options.libraryPath).openDevice(fixed);
     setPositions(device, config);
-    // On a GPU, matrices are kept in the dtype that they are multiplied in.
-    const storage = isCuda(options) ? (fixed.computeDtype as WeightDtype) : null;
+    const storage = matrixStorage(fixed.computeDtype as WeightDtype, options);
     const { decoder, hash } =
       check === null
-        ? makeUpWeights(device, config, storage ?? config.dtype)
+        ? makeUpWeights(device, config, storage)
         : uploadWeights(device, config, check, storage, options.onProgress);
-    const fingerprint = fingerprintOf(device, config, hash);
+    const fingerprint = fingerprintOf(device, config, options.quantization, hash);
     const maxLogits = options.maxLogits ?? options.maxSequences;
     return new Model(device, config, decoder, generation, fingerprint, maxLogits);
   } catch (error) {
@@ -191,6 +196,21 @@ function deviceConfig(
   };
 }
 
+/** On a GPU, matrices are kept in the dtype that they are multiplied in. */
+function matrixStorage(computeDtype: WeightDtype, options: LoadModelOptions): MatrixStorage {
+  if (!isCuda(options)) return { layers: null, vocabulary: null };
+  return { layers: options.quantization === "fp8" ? "f8e4m3" : computeDtype, vocabulary: computeDtype };
+}
+
+function checkFp8(config: ModelConfig, options: LoadModelOptions): void {
+  const reason = !isCuda(options)
+    ? "needs a GPU: the CPU library multiplies no FP8"
+    : options.computeDtype === "f32"
+      ? "is for 16-bit activations: --compute-dtype bf16 or f16"
+      : null;
+  if (reason !== null) throw new ModelError(config.file, "--quantization fp8", reason);
+}
+
 function computeDtypeOf(weightDtype: WeightDtype, options: LoadModelOptions): DType {
   if (!isCuda(options)) return "f32";
   if (options.computeDtype !== "auto") return options.computeDtype;
@@ -212,7 +232,12 @@ function setPositions(device: Device, config: ModelConfig): void {
 }
 
 /** The fingerprint: two devices with the same one compute the same KV for the same tokens. */
-function fingerprintOf(device: Device, config: ModelConfig, weightsHash: string): string {
+function fingerprintOf(
+  device: Device,
+  config: ModelConfig,
+  quantization: Quantization,
+  weightsHash: string,
+): string {
   const { computeDtype, kvDtype, blockTokens, attentionScale } = device.config;
   const info = device.info();
   const { file: _, rope, ...shape } = config;
@@ -220,6 +245,7 @@ function fingerprintOf(device: Device, config: ModelConfig, weightsHash: string)
     layout: KV_LAYOUT_VERSION,
     weights: weightsHash,
     shape,
+    quantization,
     rope: rope === null ? null : [...rope.inverseFrequencies],
     computeDtype,
     kvDtype,

@@ -3,7 +3,7 @@
 // random source, which put the weights on the device.
 
 import { assert } from "../assert.ts";
-import { type Device, type DeviceAddress, NO_ADDRESS, type WeightHandle } from "../native.ts";
+import { type Device, type DeviceAddress, type DType, NO_ADDRESS, type WeightHandle } from "../native.ts";
 import type { WeightDtype } from "./model-config.ts";
 import { ModelError } from "./model-error.ts";
 import { type Checkpoint, readTensor, type SafetensorsFile, type TensorInfo } from "./safetensors.ts";
@@ -21,10 +21,19 @@ export function wholeTensor(tensor: string, rows: number): RowRange {
 }
 
 export interface WeightSource {
-  /** A matrix on the device: the parts' rows one below the other, each (cols) wide. */
+  /** A layer's matrix on the device: the parts' rows one below the other, each (cols) wide. */
   matrix(parts: readonly RowRange[], cols: number): WeightHandle;
+  /** (vocab, hidden): the embedding, or the output matrix. Never quantised. */
+  vocabularyMatrix(tensor: string, rows: number, cols: number): WeightHandle;
   /** An F32 vector on the device: the parts one after the other. kind: what made-up weights should be. */
   vector(parts: readonly RowRange[], kind: "norm" | "bias"): DeviceAddress;
+}
+
+/** How matrices are kept on the device; null: each as in its file. */
+export interface MatrixStorage {
+  /** Of the layers' matrices. */
+  readonly layers: DType | null;
+  readonly vocabulary: WeightDtype | null;
 }
 
 const DTYPES: Readonly<Record<string, WeightDtype>> = { F32: "f32", F16: "f16", BF16: "bf16" };
@@ -34,6 +43,7 @@ export const WEIGHT_DTYPE_BYTES: Readonly<Record<WeightDtype, number>> = { f32: 
 export class WeightCheck implements WeightSource {
   readonly #wanted = new Set<string>();
   #bytes = 0;
+  #vocabularyBytes = 0;
   /** Of the first tensor asked for, the embedding. */
   firstDtype: WeightDtype = "bf16";
 
@@ -44,6 +54,11 @@ export class WeightCheck implements WeightSource {
     return this.#bytes;
   }
 
+  /** Of the embedding and the output matrix alone, as stored. */
+  get vocabularyBytes(): number {
+    return this.#vocabularyBytes;
+  }
+
   /** Tensors of the checkpoint that nobody asked for. */
   unused(): string[] {
     return [...this.checkpoint.names].filter((name) => !this.#wanted.has(name));
@@ -52,6 +67,13 @@ export class WeightCheck implements WeightSource {
   matrix(parts: readonly RowRange[], cols: number): WeightHandle {
     for (const part of parts) this.#check(part, [part.tensorRows, cols]);
     return 0 as WeightHandle;
+  }
+
+  vocabularyMatrix(tensor: string, rows: number, cols: number): WeightHandle {
+    const bytesBefore = this.#bytes;
+    const handle = this.matrix([wholeTensor(tensor, rows)], cols);
+    this.#vocabularyBytes += this.#bytes - bytesBefore;
+    return handle;
   }
 
   vector(parts: readonly RowRange[]): DeviceAddress {
@@ -82,11 +104,10 @@ export class CheckpointWeights implements WeightSource {
   readonly #hashes: string[] = [];
   #staging = new Uint8Array(STAGING_BYTES);
 
-  /** storage: how matrices are kept on the device; null: as in the file. */
   constructor(
     readonly device: Device,
     readonly checkpoint: Checkpoint,
-    readonly storage: WeightDtype | null,
+    readonly storage: MatrixStorage,
     readonly onBytes: (bytes: number) => void,
   ) {}
 
@@ -96,16 +117,11 @@ export class CheckpointWeights implements WeightSource {
   }
 
   matrix(parts: readonly RowRange[], cols: number): WeightHandle {
-    const rows = parts.reduce((sum, { count }) => sum + count, 0);
-    const first = this.checkpoint.get(parts[0]!.tensor);
-    const dtype = this.storage ?? dtypeOf(first.file, first.info);
-    const weight = this.device.createWeight(rows, cols, dtype);
-    let rowBegin = 0;
-    for (const part of parts) {
-      this.#upload(weight, rowBegin, part, cols);
-      rowBegin += part.count;
-    }
-    return weight;
+    return this.#place(parts, cols, this.storage.layers);
+  }
+
+  vocabularyMatrix(tensor: string, rows: number, cols: number): WeightHandle {
+    return this.#place([wholeTensor(tensor, rows)], cols, this.storage.vocabulary);
   }
 
   vector(parts: readonly RowRange[]): DeviceAddress {
@@ -122,6 +138,18 @@ export class CheckpointWeights implements WeightSource {
       at += value.length;
     }
     return placeVector(this.device, joined);
+  }
+
+  #place(parts: readonly RowRange[], cols: number, storage: DType | null): WeightHandle {
+    const rows = parts.reduce((sum, { count }) => sum + count, 0);
+    const first = this.checkpoint.get(parts[0]!.tensor);
+    const weight = this.device.createWeight(rows, cols, storage ?? dtypeOf(first.file, first.info));
+    let rowBegin = 0;
+    for (const part of parts) {
+      this.#upload(weight, rowBegin, part, cols);
+      rowBegin += part.count;
+    }
+    return weight;
   }
 
   #upload(weight: WeightHandle, rowBegin: number, part: RowRange, cols: number): void {
@@ -156,22 +184,29 @@ export class RandomWeights implements WeightSource {
 
   constructor(
     readonly device: Device,
-    readonly storage: WeightDtype,
+    readonly storage: { readonly layers: DType; readonly vocabulary: WeightDtype },
     seed: number,
   ) {
     this.#seed = seed;
   }
 
   matrix(parts: readonly RowRange[], cols: number): WeightHandle {
-    const rows = parts.reduce((sum, { count }) => sum + count, 0);
-    const weight = this.device.createWeight(rows, cols, this.storage);
-    this.device.fillWeightRandom(weight, this.#seed++, RANDOM_DEVIATION);
-    return weight;
+    return this.#make(parts.reduce((sum, { count }) => sum + count, 0), cols, this.storage.layers);
+  }
+
+  vocabularyMatrix(_tensor: string, rows: number, cols: number): WeightHandle {
+    return this.#make(rows, cols, this.storage.vocabulary);
   }
 
   vector(parts: readonly RowRange[], kind: "norm" | "bias"): DeviceAddress {
     const length = parts.reduce((sum, { count }) => sum + count, 0);
     return placeVector(this.device, new Float32Array(length).fill(kind === "norm" ? 1 : 0));
+  }
+
+  #make(rows: number, cols: number, dtype: DType): WeightHandle {
+    const weight = this.device.createWeight(rows, cols, dtype);
+    this.device.fillWeightRandom(weight, this.#seed++, RANDOM_DEVIATION);
+    return weight;
   }
 }
 

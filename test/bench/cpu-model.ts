@@ -49,6 +49,7 @@ export class BenchModel {
       blockTokens: BLOCK_TOKENS,
       kvDtype: "auto",
       computeDtype: "auto",
+      quantization: "none",
       threads: options.threads,
       gpuIndex: 0,
       isa: options.isa,

@@ -103,6 +103,7 @@ export class ModelEngine {
       blockTokens: options.blockTokens ?? 8,
       kvDtype: options.kvDtype ?? "auto",
       computeDtype: "auto",
+      quantization: "none",
       threads: options.threads ?? 1,
       gpuIndex: 0,
       onProgress: () => {},
@@ -223,7 +224,7 @@ function workerOptions({ device }: Model, options: ModelEngineOptions): EngineWo
     libraryPath: cpuLibraryPath, modelDirectory: options.model, randomWeights: false, maxModelLen: null,
     maxNumSeqs: device.config.maxSequences, maxBatchTokens: device.config.maxRows, maxWaiting: 1000,
     blockTokens: device.config.blockTokens, gpuBlocks: null, gpuMemoryBytes: null, gpuMemoryUtilization: 1,
-    kvDtype: "auto", computeDtype: "auto", threads: 0, gpuIndex: 0,
+    kvDtype: "auto", computeDtype: "auto", quantization: "none", threads: 0, gpuIndex: 0,
     cache: {
       hostBytes: hostBlocks * (slotBytes + HEADER_BYTES), hostName: hostNameOf(data), keepHostCache: false,
       diskBytes: diskBlocks === 0 ? 0 : diskFileBytes(diskBlocks, slotBytes), diskPath: diskPathOf(data),

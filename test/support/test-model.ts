@@ -3,7 +3,7 @@
 
 import type { HostBuffer, Isa } from "../../sidecar/native.ts";
 import { Batch, type BatchSequence } from "../../sidecar/model/batch.ts";
-import { loadModel, type Model } from "../../sidecar/model/model.ts";
+import { loadModel, type Model, type Quantization } from "../../sidecar/model/model.ts";
 import type { WeightDtype } from "../../sidecar/model/model-config.ts";
 import type { ForwardHooks } from "../../sidecar/model/decoder.ts";
 import { cpuLibraryPath } from "./cpu-library.ts";
@@ -17,6 +17,7 @@ export interface TestModelOptions {
   /** Default: the CPU library. */
   readonly libraryPath?: string;
   readonly computeDtype?: WeightDtype;
+  readonly quantization?: Quantization;
   readonly blockTokens?: number;
   readonly kvDtype?: WeightDtype;
   readonly isa?: Isa;
@@ -73,6 +74,7 @@ export class TestModel {
       blockTokens: options.blockTokens ?? 8,
       kvDtype: options.kvDtype ?? "f32",
       computeDtype: options.computeDtype ?? "auto",
+      quantization: options.quantization ?? "none",
       threads: options.threads ?? 2,
       gpuIndex: 0,
       isa: options.isa ?? "best",

@@ -58,6 +58,7 @@ async function load(
     blockTokens: 8,
     kvDtype: "auto",
     computeDtype: "auto",
+    quantization: "none",
     threads: 1,
     gpuIndex: 0,
     onProgress: (message) => messages.push(message),
@@ -129,6 +130,17 @@ describe("loading a model", () => {
     using directory = directoryOf(SHAPES);
     const { error } = await load(directory, { maxModelLen: 65 });
     expect(error.message).toContain("max_position_embeddings: the model was made for 64 tokens");
+  });
+
+  test("refuses to quantise where nothing multiplies what comes of it", async () => {
+    using directory = directoryOf(SHAPES);
+    const onCpu = await load(directory, { quantization: "fp8" });
+    expect(onCpu.error.message).toEndWith("--quantization fp8: needs a GPU: the CPU library multiplies no FP8");
+    const libraryPath = "no-such-libkvasir_cuda.so";
+    const inF32 = await load(directory, { quantization: "fp8", computeDtype: "f32", libraryPath });
+    expect(inF32.error.message).toEndWith("is for 16-bit activations: --compute-dtype bf16 or f16");
+    const onGpu = await load(directory, { quantization: "fp8", libraryPath });
+    expect(onGpu.error).toBeInstanceOf(NativeError);
   });
 
   test("names missing weights", async () => {

@@ -143,6 +143,7 @@ describe("made-up weights", () => {
         blockTokens: 8,
         kvDtype: "auto",
         computeDtype: "auto",
+        quantization: "none",
         threads: 1,
         gpuIndex: 0,
         onProgress: () => {},
