@@ -7,12 +7,15 @@
 #include "convert.h"
 #include "cuda-error.h"
 #include "dtype.h"
+#include "launch.cuh"
+#include "warp-tensor.cuh"
 
 namespace kvs {
 
 namespace {
 
 constexpr uint32_t threads = 256;
+constexpr uint32_t row_threads_max = 512;
 constexpr uint32_t blocks_max = 65535;
 
 template <class Y, class X>
@@ -33,6 +36,63 @@ __device__ void quantise_row(__nv_fp8_e4m3* y, float* scale_out, uint32_t cols, 
   if (threadIdx.x == 0) *scale_out = scale;
   for (uint32_t col = threadIdx.x; col < cols; col += blockDim.x)
     y[col] = from_float<__nv_fp8_e4m3>(value(col) / scale);
+}
+
+/** The row waits in registers for its largest value: `vectors` of 16 bytes a thread. */
+template <class X, uint32_t vectors>
+__global__ void __launch_bounds__(row_threads_max)
+    quantise_vectors_kernel(__nv_fp8_e4m3* y, float* scales, const X* x, uint32_t cols) {
+  constexpr uint32_t width = Vector<X>::size;
+  struct alignas(width) Narrow {
+    __nv_fp8_e4m3 values[width];
+  };
+  wait_for_previous_kernels();
+  let_next_kernel_start();
+  const uint64_t row = blockIdx.x;
+  Vector<X> held[vectors];
+  float largest = 0.0f;
+#pragma unroll
+  for (uint32_t v = 0; v < vectors; ++v) {
+    const uint32_t at = (v * blockDim.x + threadIdx.x) * width;
+    if (at < cols) held[v] = *reinterpret_cast<const Vector<X>*>(x + row * cols + at);
+  }
+#pragma unroll
+  for (uint32_t v = 0; v < vectors; ++v) {
+    if ((v * blockDim.x + threadIdx.x) * width >= cols) break;
+#pragma unroll
+    for (uint32_t k = 0; k < width; ++k) largest = fmaxf(largest, fabsf(to_float(held[v].values[k])));
+  }
+  largest = block_reduce<Max>(largest);
+  if (threadIdx.x == 0) scales[row] = largest > 0.0f ? largest / f8_max : 1.0f;
+  const float inverse = largest > 0.0f ? f8_max / largest : 1.0f;
+#pragma unroll
+  for (uint32_t v = 0; v < vectors; ++v) {
+    const uint32_t at = (v * blockDim.x + threadIdx.x) * width;
+    if (at >= cols) break;
+    Narrow narrow;
+#pragma unroll
+    for (uint32_t k = 0; k < width; ++k) {
+      narrow.values[k] = from_float<__nv_fp8_e4m3>(to_float(held[v].values[k]) * inverse);
+    }
+    *reinterpret_cast<Narrow*>(y + row * cols + at) = narrow;
+  }
+}
+
+/** False: the rows are too long, or not in whole vectors. */
+template <class X>
+bool quantise_vectors(__nv_fp8_e4m3* y, float* scales, const X* x, uint32_t rows, uint32_t cols,
+                      cudaStream_t stream) {
+  constexpr uint32_t vectors_max = 8;
+  const uint32_t vectors = cols / Vector<X>::size;
+  if (cols % Vector<X>::size != 0 || vectors > row_threads_max * vectors_max || !is_aligned(x, 16)) return false;
+  const uint32_t each = (vectors + row_threads_max - 1) / row_threads_max;
+  const uint32_t row_threads = ((vectors + each - 1) / each + 31) / 32 * 32;
+  const auto kernel = each == 1   ? quantise_vectors_kernel<X, 1>
+                      : each == 2 ? quantise_vectors_kernel<X, 2>
+                      : each <= 4 ? quantise_vectors_kernel<X, 4>
+                                  : quantise_vectors_kernel<X, vectors_max>;
+  check_cuda(launch(true, kernel, rows, row_threads, 0, stream, y, scales, x, cols), "quantise_rows");
+  return true;
 }
 
 template <class X>
@@ -81,8 +141,10 @@ void quantise_rows(void* y, float* scales, const void* x, kvs_dtype x_dtype, uin
                    cudaStream_t stream) {
   with_type(x_dtype, [&](auto type) {
     using X = decltype(type);
-    quantise_rows_kernel<<<std::min(rows, blocks_max), threads, 0, stream>>>(static_cast<__nv_fp8_e4m3*>(y), scales,
-                                                                             static_cast<const X*>(x), rows, cols);
+    const X* from = static_cast<const X*>(x);
+    __nv_fp8_e4m3* to = static_cast<__nv_fp8_e4m3*>(y);
+    if (quantise_vectors(to, scales, from, rows, cols, stream)) return;
+    quantise_rows_kernel<<<std::min(rows, blocks_max), threads, 0, stream>>>(to, scales, from, rows, cols);
   });
   check_launch("quantise_rows");
 }

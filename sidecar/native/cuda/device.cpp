@@ -149,9 +149,11 @@ kvs_status kvs_device_info(kvs_device* device, char* json, uint32_t capacity_byt
     // numeric_mode names what decides bits, as far as a GPU promises any: change the number with the kernels.
     std::snprintf(json, capacity_bytes,
                   "{\"backend\":\"cuda\",\"name\":\"%s\",\"isa\":\"sm_%d\",\"threads\":%d,"
-                  "\"numeric_mode\":\"cuda-sm%d-1\",\"memory_bytes\":%llu}",
+                  "\"numeric_mode\":\"cuda-sm%d-1\",\"memory_bytes\":%llu,"
+                  "\"scattered_loads\":\"%s\",\"scattered_saves\":\"%s\",\"host_slots_pinned\":%u}",
                   d.gpu.name.c_str(), d.gpu.compute_capability, d.gpu.sm_count, d.gpu.compute_capability,
-                  static_cast<unsigned long long>(d.gpu.memory_bytes));
+                  static_cast<unsigned long long>(d.gpu.memory_bytes), kvs::name_of(d.copies.load),
+                  kvs::name_of(d.copies.save), d.registration == nullptr ? 0 : d.registration->ready_slots());
   });
 }
 

@@ -15,6 +15,7 @@
 #include "../common/wake-signal.h"
 #include "../kvasir.h"
 #include "arena-registration.h"
+#include "copy-choice.h"
 #include "device-memory.h"
 #include "events.h"
 #include "gpu.h"
@@ -102,6 +103,8 @@ struct kvs_device {
   uint32_t block_count = 0;
   std::unique_ptr<kvs::HostArena> arena;
   std::unique_ptr<kvs::ArenaRegistration> registration;
+  /** Of slices between the arena and the blocks. */
+  kvs::CopyChoice copies;
 
   kvs::Matmuls matmuls;
   std::unordered_map<uint32_t, kvs::Graph> graphs;

@@ -64,7 +64,7 @@ kvs_status copy_slices(kvs_device& d, uint32_t layer, const int32_t* blocks, con
                        blocks,
                        count,
                        stream == KVS_STREAM_LOAD};
-  copy_layer(copy, CopyMethod::by_size, d.stream(stream));
+  copy_layer(copy, method_for(copy, copy.is_load ? d.copies.load : d.copies.save), d.stream(stream));
   d.events.record(event, d.stream(stream), stream, true);
   return KVS_OK;
 }
@@ -131,6 +131,7 @@ kvs_status kvs_host_arena_open(kvs_device* device, const char* name, uint32_t sl
     require(out != nullptr && slot_count > 0 && slot_count <= (1u << 30), "arena: slot_count must be positive");
     require(d.arena == nullptr, "the host arena is open already");
     const uint64_t slot_bytes = kvs::slot_bytes_of(d.config);
+    d.copies = kvs::fastest_copies(kvs::layer_bytes_of(d.config), d.load);
     d.arena = std::make_unique<kvs::HostArena>(name, slot_count, slot_bytes, d.config);
     d.registration =
         std::make_unique<kvs::ArenaRegistration>(d.arena->slot(0), slot_bytes, slot_count, d.gpu.index, d.wake);

@@ -1,9 +1,11 @@
-// Kernel launches: large shared memory is asked for once per kernel; on sm_90 and later a launch may begin before the
-// kernels ahead of it end (programmatic dependent launch), which those kernels allow or not.
+// Kernel launches: shared memory beyond 48 KB is asked for when a kernel first wants so much; on sm_90 and later a
+// launch may begin before the kernels ahead of it end (programmatic dependent launch), if those kernels allow it.
 
 #pragma once
 
 #include <cuda_runtime.h>
+
+#include <unordered_map>
 
 namespace kvs {
 
@@ -23,14 +25,20 @@ inline int shared_bytes_per_block(int compute_capability) {
   }
 }
 
+/** The most that a kernel was ever launched with stays allowed: a captured graph may launch it so again. */
+inline cudaError_t allow_shared_memory(const void* kernel, int bytes) {
+  thread_local std::unordered_map<const void*, int> allowed;
+  const auto at = allowed.emplace(kernel, 48 * 1024).first;
+  if (bytes <= at->second) return cudaSuccess;
+  at->second = bytes;
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+}
+
 template <typename... Parameters, typename... Arguments>
 cudaError_t launch(bool is_early, void (*kernel)(Parameters...), dim3 grid, dim3 block, int shared_bytes,
                    cudaStream_t stream, const Arguments&... arguments) {
-  if (shared_bytes > 48 * 1024) {
-    const cudaError_t error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                                   cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
-    if (error != cudaSuccess) return error;
-  }
+  const cudaError_t error = allow_shared_memory(reinterpret_cast<const void*>(kernel), shared_bytes);
+  if (error != cudaSuccess) return error;
   cudaLaunchAttribute attribute;
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attribute.val.programmaticStreamSerializationAllowed = 1;

@@ -1,5 +1,5 @@
 // The copy engine moves slices at the speed of the bus and costs the multiprocessors nothing; small ones it starts
-// too slowly, and there a kernel of two blocks is faster. test/gpu/copy-bench.cu measures what the choice rests on.
+// too slowly, and there a kernel of two blocks is faster: copy-choice.h. test/gpu/copy-bench.cu measures all of them.
 
 #include <algorithm>
 
@@ -11,10 +11,6 @@ namespace kvs {
 
 namespace {
 
-/** Slices of at least this size go to the copy engine wherever they lie (H100: 34 GB/s against 21 at 16 KiB up; down,
- * 53 against 52 at 64 KiB, but 38 against 50 at 16). */
-constexpr uint64_t engine_load_bytes_min = 16 << 10;
-constexpr uint64_t engine_save_bytes_min = 32 << 10;
 /** Neighbours as rows of a matrix are as fast as one copy of all (34 GB/s even at 4 KiB), if there are some. */
 constexpr uint32_t neighbours_min = 8;
 
@@ -129,24 +125,19 @@ void copy_by_engine(const LayerCopy& copy, cudaStream_t stream) {
   check_cuda(error, "layer copy");
 }
 
-CopyMethod method_for(const LayerCopy& copy) {
-  uint32_t runs = 0;
-  for (uint32_t begin = 0; begin < copy.count; begin = run_end(copy, begin)) ++runs;
-  if (copy.count >= runs * neighbours_min) return CopyMethod::rows;
-  const uint64_t engine_bytes_min = copy.is_load ? engine_load_bytes_min : engine_save_bytes_min;
-  return copy.bytes >= engine_bytes_min ? CopyMethod::engine : CopyMethod::kernel;
-}
-
 }  // namespace
 
+CopyMethod method_for(const LayerCopy& copy, CopyMethod scattered) {
+  uint32_t runs = 0;
+  for (uint32_t begin = 0; begin < copy.count; begin = run_end(copy, begin)) ++runs;
+  return copy.count >= runs * neighbours_min ? CopyMethod::rows : scattered;
+}
+
 void copy_layer(const LayerCopy& copy, CopyMethod method, cudaStream_t stream) {
-  switch (method == CopyMethod::by_size ? method_for(copy) : method) {
-    case CopyMethod::rows:
-      return copy_by_rows(copy, stream);
-    case CopyMethod::kernel:
-      return copy_by_kernel(copy, stream);
-    default:
-      return copy_by_engine(copy, stream);
+  switch (method) {
+    case CopyMethod::rows: return copy_by_rows(copy, stream);
+    case CopyMethod::kernel: return copy_by_kernel(copy, stream);
+    case CopyMethod::engine: return copy_by_engine(copy, stream);
   }
 }
 

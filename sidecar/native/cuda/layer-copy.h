@@ -10,10 +10,9 @@
 namespace kvs {
 
 enum class CopyMethod {
-  by_size,  // what was measured fastest for slices of this size and place
-  engine,   // the copy engine, one batch of slices
-  rows,     // the copy engine, neighbours as rows of a matrix
-  kernel,   // a kernel on a few multiprocessors that reads and writes host memory
+  engine,  // the copy engine, one batch of slices
+  rows,    // the copy engine, neighbours as rows of a matrix
+  kernel,  // a kernel on a few multiprocessors that reads and writes host memory
 };
 
 /** Slices of `bytes` each: host slot slots[i] and gpu block blocks[i], both `stride_bytes` apart from the next. */
@@ -27,6 +26,9 @@ struct LayerCopy {
   uint32_t count;
   bool is_load;
 };
+
+/** Rows where most slices are neighbours, else `scattered`. */
+CopyMethod method_for(const LayerCopy& copy, CopyMethod scattered);
 
 /** Slots and blocks are read before the return. Throws Failure. */
 void copy_layer(const LayerCopy& copy, CopyMethod method, cudaStream_t stream);
