@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
 # Builds both libraries, checks the CUDA library and measures it, on any machine with an NVIDIA GPU, nvcc, g++ and Bun.
-# usage: test/gpu/run.sh [stage ...]    stages: header kernels models memcheck copies operations attention skinny engine
-# (default: all but memcheck and engine). BUN names the Bun to use. Logs go to $OUT (default: a new folder under the
+# usage: test/gpu/run.sh [stage ...]    stages: header kernels models accuracy memcheck racecheck copies operations
+# attention skinny engine peers (default: all but the last, accuracy, memcheck, racecheck and engine). BUN names the Bun to use. Logs go to $OUT (default: a new folder under the
 # system's temporary one). The stage engine measures whole steps and turns of models of the shapes in ENGINE_SHAPES
-# (default 8b; 16 GB), beside the floor of a copy on the device at COPY_TBS (default 3.0, an H100's) TB/s.
+# (default 8b; 16 GB; 8b:fp8 quantised), beside the floor of a copy on the device at COPY_TBS (default 3.0, an H100's) TB/s.
+# accuracy and peers need python3 with torch and transformers: the former writes checkpoints of REFERENCE_SHAPES (default
+# 1b; 3 GB) and compares logits, the latter times that stack with PEER_SHAPES (default 8b).
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -66,9 +68,27 @@ compile_kernel_check() {
           compute-sanitizer --error-exitcode 3 "$work/kernel-check" "$cpu" "$cuda" --small --seed 1
         count $? "memcheck"
         ;;
+      racecheck)
+        compile_kernel_check
+        for group in rows matmul attention sampling; do
+          echo "-- $group"
+          timeout "${RACECHECK_SECONDS:-600}" compute-sanitizer --tool racecheck --error-exitcode 3 \
+            "$work/kernel-check" "$cpu" "$cuda" --small --seed 1 "$group"
+          count $? "racecheck of $group"
+        done
+        ;;
       models)
         "$bun" test/gpu/model-check.ts "$cuda"
         count $? "models"
+        ;;
+      accuracy)
+        directories=()
+        for shape in ${REFERENCE_SHAPES:-1b}; do
+          python3 test/gpu/reference-logits.py "$shape" "$work/$shape" && directories+=("$work/$shape")
+          count $? "the reference of $shape"
+        done
+        "$bun" test/gpu/accuracy-check.ts "$cuda" "${directories[@]}"
+        count $? "accuracy"
         ;;
       copies)
         nvcc -std=c++20 -O2 $gencode -o "$work/copies" test/gpu/copy-bench.cu $native/cuda/layer-copy.cu \
@@ -93,6 +113,11 @@ compile_kernel_check() {
         "$bun" test/gpu/engine/main.ts "$cuda" --shapes "${ENGINE_SHAPES:-8b}" --copy-tbs "${COPY_TBS:-3.0}" \
           --json "$out/engine.json" --trace sidecar/simulate/traces/sharegpt.tsv.gz
         count $? "engine"
+        ;;
+      peers)
+        python3 test/gpu/peers.py && python3 test/gpu/peer-models.py --shapes "${PEER_SHAPES:-8b}" \
+          --trace sidecar/simulate/traces/sharegpt.tsv.gz
+        count $? "peers"
         ;;
       *)
         echo "no stage $name"

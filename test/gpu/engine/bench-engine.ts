@@ -93,6 +93,13 @@ export class BenchEngine {
     while (!this.engine.isIdle || this.cache.moves.inFlight > 0) this.turn();
   }
 
+  /** Until all host memory is page-locked, which goes on behind the first requests and disturbs their copies. */
+  awaitHostMemory(): void {
+    const { device } = this.model;
+    const slots = this.#opened.tiers.hostSlots;
+    while (Number(device.info()["host_slots_pinned"] ?? slots) < slots) device.wait(WAIT_US);
+  }
+
   /** Takes everything off the gpu that is in host memory: as if others had needed the room. */
   evictToHost(): void {
     this.settle();

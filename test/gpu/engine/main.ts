@@ -1,6 +1,7 @@
 // How fast the engine is on a device, for models of real shape and made-up weights, each number beside its floor.
-// usage: bun test/gpu/engine/main.ts LIBRARY --shapes 8b,13b [--parts decode,prefill,load,turn,saving,conversations]
-//        [--copy-tbs 4.3] [--host-gbs 55.5] [--trace sidecar/simulate/traces/sharegpt.tsv.gz] [--json FILE]
+// usage: bun test/gpu/engine/main.ts LIBRARY --shapes 8b,13b,8b:fp8 [--parts decode,prefill,load,turn,saving,
+//        conversations] [--copy-tbs 4.3] [--host-gbs 55.5] [--tflops 780]
+//        [--trace sidecar/simulate/traces/sharegpt.tsv.gz] [--json FILE]
 
 import { writeFileSync } from "node:fs";
 import { parseArgs } from "node:util";
@@ -19,6 +20,7 @@ const { values, positionals } = parseArgs({
     parts: { type: "string", default: "decode,prefill,load,turn,saving,conversations" },
     "copy-tbs": { type: "string", default: "4.3" },
     "host-gbs": { type: "string", default: "55.5" },
+    tflops: { type: "string", default: "780" },
     "max-rows": { type: "string", default: "2048" },
     trace: { type: "string" },
     json: { type: "string" },
@@ -28,6 +30,8 @@ const libraryPath = positionals[0];
 if (libraryPath === undefined) throw new Error("which library? see the head of this file");
 const COPY_BYTES_PER_MS = Number(values["copy-tbs"]) * 1e9;
 const HOST_BYTES_PER_MS = Number(values["host-gbs"]) * 1e6;
+/** Of a large bf16 product; FP8 doubles it on paper. */
+const FLOPS_PER_MS = Number(values.tflops) * 1e9;
 const MAX_ROWS = Number(values["max-rows"]);
 const MAX_SEQUENCES = 64;
 const BLOCK_TOKENS = 64;
@@ -50,14 +54,32 @@ const rows: Row[] = [];
 function note(shape: string, what: string, measured: number, unit: string, floor: number | null): void {
   rows.push({ shape, what, measured, unit, floor });
   const bound = floor === null ? "" : `  floor ${floor.toFixed(2)}  x ${(measured / floor).toFixed(2)}`;
-  console.log(`${shape.padEnd(5)} ${what.padEnd(48)} ${measured.toFixed(2).padStart(9)} ${unit}${bound}`);
+  console.log(`${shape.padEnd(8)} ${what.padEnd(48)} ${measured.toFixed(2).padStart(9)} ${unit}${bound}`);
+}
+
+function isFp8(shape: string): boolean {
+  return shape.endsWith(":fp8");
+}
+
+/** Of all layers' matrices. */
+function layerWeights({ config }: Model): number {
+  const { hiddenSize, intermediateSize, layers, heads, kvHeads, headDim } = config;
+  const attention = hiddenSize * (heads + 2 * kvHeads) * headDim + heads * headDim * hiddenSize;
+  return layers * (attention + 3 * hiddenSize * intermediateSize);
 }
 
 /** Bytes of all matrices that a decode step reads. */
-function weightBytes({ config }: Model): number {
-  const { hiddenSize, intermediateSize, layers, heads, kvHeads, headDim, vocabSize } = config;
-  const attention = hiddenSize * (heads + 2 * kvHeads) * headDim + heads * headDim * hiddenSize;
-  return 2 * (layers * (attention + 3 * hiddenSize * intermediateSize) + vocabSize * hiddenSize);
+function weightBytes(shape: string, model: Model): number {
+  const { vocabSize, hiddenSize } = model.config;
+  return (isFp8(shape) ? 1 : 2) * layerWeights(model) + 2 * vocabSize * hiddenSize;
+}
+
+/** Products of the layers and causal attention of a prompt. */
+function prefillFloorMs(shape: string, model: Model, rows: number): number {
+  const { layers, heads, headDim } = model.config;
+  const products = (2 * rows * layerWeights(model)) / (isFp8(shape) ? 2 : 1);
+  const attention = 2 * rows * rows * heads * headDim * layers;
+  return (products + attention) / FLOPS_PER_MS;
 }
 
 function kvBytesPerToken({ config }: Model): number {
@@ -67,12 +89,13 @@ function kvBytesPerToken({ config }: Model): number {
 function benchDecode(shape: string, model: Model, raw: RawSteps): void {
   const context = shape === "tiny" ? 256 : 2048;
   const perStep = (count: number) =>
-    (weightBytes(model) + count * context * kvBytesPerToken(model)) / COPY_BYTES_PER_MS;
+    (weightBytes(shape, model) + count * context * kvBytesPerToken(model)) / COPY_BYTES_PER_MS;
   for (const count of [1, 16, 48, 64]) {
-    if ((count === 48) !== (shape === "13b") && count >= 48) continue;
+    if ((count === 48) !== shape.startsWith("13b") && count >= 48) continue;
     try {
-      const ms = raw.decodeMs(count, context, 40);
-      note(shape, `decode, batch ${count}, ${context} of context`, ms, "ms", perStep(count));
+      const { stepMs, deviceMs } = raw.decodeMs(count, context, 40);
+      note(shape, `decode, batch ${count}, ${context} of context`, stepMs, "ms", perStep(count));
+      note(shape, "  its kernels alone, over and over", deviceMs, "ms", perStep(count));
     } catch (error) {
       console.log(`${shape} decode, batch ${count}: ${(error as Error).message}`);
     }
@@ -81,7 +104,7 @@ function benchDecode(shape: string, model: Model, raw: RawSteps): void {
 
 function benchTurns(shape: string, model: Model, options: BenchEngineOptions, raw: RawSteps): void {
   const places: readonly Place[] = ["recompute", "gpu", "host", "host, no pre-loading", "host, load or compute"];
-  for (const history of HISTORY[shape]!) {
+  for (const history of HISTORY[shape.split(":")[0]!]!) {
     const loadMs = (history * kvBytesPerToken(model)) / HOST_BYTES_PER_MS;
     const computeMs = raw.prefillMs(history, 128, 6);
     note(shape, `128 new tokens behind ${history} on the gpu`, computeMs, "ms", null);
@@ -135,9 +158,10 @@ function blocksOf(turns: Session): number {
 }
 
 async function bench(shape: string, parts: ReadonlySet<string>): Promise<void> {
+  const beginMs = performance.now();
   const model = await loadModel({
     libraryPath: libraryPath!,
-    directory: modelDirectory(shape),
+    directory: modelDirectory(shape.split(":")[0]!),
     randomWeights: true,
     maxModelLen: 9216,
     maxRows: MAX_ROWS,
@@ -145,6 +169,7 @@ async function bench(shape: string, parts: ReadonlySet<string>): Promise<void> {
     blockTokens: BLOCK_TOKENS,
     kvDtype: "bf16",
     computeDtype: "bf16",
+    quantization: isFp8(shape) ? "fp8" : "none",
     threads: 0,
     gpuIndex: 0,
     onProgress: (message) => console.log(message),
@@ -165,7 +190,12 @@ async function bench(shape: string, parts: ReadonlySet<string>): Promise<void> {
     maxSequences: MAX_SEQUENCES,
   };
   const raw = new RawSteps(model, gpuBlocks, MAX_ROWS, MAX_SEQUENCES);
-  if (parts.has("prefill")) note(shape, "prefill of 2048", raw.prefillMs(0, Math.min(2048, MAX_ROWS), 8), "ms", null);
+  note(shape, "loaded", performance.now() - beginMs, "ms", null);
+  if (isGpu) note(shape, "warmed up", raw.warmUpMs(), "ms", null);
+  if (parts.has("prefill")) {
+    const tokens = Math.min(2048, MAX_ROWS);
+    note(shape, `prefill of ${tokens}`, raw.prefillMs(0, tokens, 12), "ms", prefillFloorMs(shape, model, tokens));
+  }
   if (parts.has("decode")) benchDecode(shape, model, raw);
   if (parts.has("load")) {
     const lengths = shape === "tiny" ? [1024] : [2048, 8192];

@@ -1,6 +1,7 @@
 // Steps of a model without an engine: decode at a given batch and context, prefill of a prompt, layer-wise loads.
 
 import { ModelRunner } from "../../../sidecar/engine/model-runner.ts";
+import { warmUp } from "../../../sidecar/engine/warm-up.ts";
 import { EventPool, LayerTransfer } from "../../../sidecar/kvcache/layer-transfer.ts";
 import { Batch } from "../../../sidecar/model/batch.ts";
 import type { Model } from "../../../sidecar/model/model.ts";
@@ -29,6 +30,13 @@ export class RawSteps {
     const limits = { maxRows, maxSequences, maxBlocksPerSequence, maxBiases: 16 };
     this.#batches = [new Batch(model.device, limits), new Batch(model.device, limits)];
     this.#runner = new ModelRunner(model, this.#batches);
+  }
+
+  /** Ms of what the sidecar does at start, before the first request. */
+  warmUpMs(): number {
+    const begin = performance.now();
+    warmUp(this.#runner, this.gpuBlocks);
+    return performance.now() - begin;
   }
 
   /** Block table of sequence `slot` for `length` positions; no block is shared. */
@@ -70,8 +78,9 @@ export class RawSteps {
     return median(times);
   }
 
-  /** Median ms between steps that each decode one token of `count` sequences, one step ahead. */
-  decodeMs(count: number, context: number, steps: number): number {
+  /** Median ms between steps that each decode one token of `count` sequences, one step ahead; and ms of one such step
+   * enqueued over and over, so that the device never waits: what is between them, it waits for JavaScript. */
+  decodeMs(count: number, context: number, steps: number): { stepMs: number; deviceMs: number } {
     const tables = Array.from({ length: count }, (_, slot) => this.table(slot, context + steps + 8));
     tables.forEach((table, slot) => this.fill(slot, 0, context, table, this.maxRows));
     const ends: number[] = [];
@@ -82,18 +91,12 @@ export class RawSteps {
         ends.push(performance.now());
         for (let row = 0; row < count; row++) checkToken(batch, row, `decode at ${context + step}, batch ${count}`);
       }
-      batch.reset();
-      tables.forEach((blockTable, slot) =>
-        batch.add({
-          slot, position: context + step, rowCount: 1, blockTable, logits: "last",
-          sampling: null, promptLength: context, rngPosition: context + step + 1,
-        }),
-      );
+      this.#fillDecode(batch, tables, context, context + step);
       this.#runner.run(batch, null);
     }
     for (const batch of this.#batches) this.#await(batch);
     const intervals = ends.slice(4).map((end, i) => end - ends[i + 3]!);
-    return median(intervals);
+    return { stepMs: median(intervals), deviceMs: this.#repeatedMs(tables, context, steps) };
   }
 
   /** Median ms until all layers of `tokens` have come from host memory; the arena must be open. */
@@ -111,6 +114,32 @@ export class RawSteps {
       load.dispose();
     }
     return median(times.slice(1));
+  }
+
+  #fillDecode(batch: Batch, tables: readonly (readonly number[])[], context: number, position: number): void {
+    batch.reset();
+    tables.forEach((blockTable, slot) =>
+      batch.add({
+        slot, position, rowCount: 1, blockTable, logits: "last",
+        sampling: null, promptLength: context, rngPosition: position + 1,
+      }),
+    );
+  }
+
+  #repeatedMs(tables: readonly (readonly number[])[], context: number, steps: number): number {
+    const { model } = this;
+    const batch = this.#batches[0];
+    this.#fillDecode(batch, tables, context, context + steps);
+    this.#runner.run(batch, null);
+    this.#await(batch);
+    const begin = performance.now();
+    for (let i = 0; i < steps; i++) {
+      model.prepare(batch);
+      model.forward(batch);
+    }
+    model.device.record("compute", batch.finished, true);
+    this.#await(batch);
+    return (performance.now() - begin) / steps;
   }
 
   #await(batch: Batch): void {

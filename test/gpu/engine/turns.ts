@@ -8,6 +8,9 @@ import { BenchEngine, type BenchEngineOptions, median, percentile, randomTokens 
 /** Where the history is when the new tokens come. */
 export type Place = "recompute" | "gpu" | "host" | "host, no pre-loading" | "host, load or compute";
 
+/** Enough for the histories of all repeats. */
+const TURN_HOST_BYTES_MAX = 16 * 2 ** 30;
+
 /** Median TTFT in ms of `fresh` tokens behind `history`. */
 export function turnMs(
   model: Model,
@@ -17,7 +20,10 @@ export function turnMs(
   const { vocabSize, layers } = model.config;
   const preloadLayers = place === "host, no pre-loading" ? layers : null;
   const recompute = place === "host, load or compute" ? "auto" : "never";
-  const bench = new BenchEngine(model, { ...options, cache: { ...options.cache, preloadLayers, recompute } });
+  const hostBytes = Math.min(options.hostBytes, TURN_HOST_BYTES_MAX);
+  const cache = { ...options.cache, preloadLayers, recompute } as const;
+  const bench = new BenchEngine(model, { ...options, hostBytes, cache });
+  bench.awaitHostMemory();
   const times: number[] = [];
   for (let i = 0; i <= repeats; i++) {
     const old = randomTokens(history, vocabSize);
@@ -40,6 +46,7 @@ export function savingMs(
 ): { on: number; off: number } {
   const run = (hostBytes: number): number => {
     const bench = new BenchEngine(model, { ...options, hostBytes });
+    bench.awaitHostMemory();
     const times: number[] = [];
     for (let i = 0; i <= repeats; i++) {
       const { timings } = bench.answer(bench.submit(randomTokens(prompt, model.config.vocabSize), answer));
@@ -69,6 +76,7 @@ export function conversations(
   isCached: boolean,
 ): Workload {
   const bench = new BenchEngine(model, options);
+  bench.awaitHostMemory();
   const { vocabSize } = model.config;
   const talks = sessions.map((turns, i) => ({ turns, next: 0, tokens: [] as number[], salt: saltOf(i) }));
   const byRequest = new Map<number, (typeof talks)[number]>();

@@ -1,0 +1,142 @@
+// How far the GPU's distributions are from a reference: of the bundled model on text it was not trained on, against the
+// CPU library in F32; of checkpoints that reference-logits.py wrote, against the reference implementation in fp32, with
+// that implementation's own bf16 beside it. In BF16 the mean divergence is at most 1e-3 nats; FP8 is reported.
+// usage: bun test/gpu/accuracy-check.ts libkvasir_cuda.so [DIRECTORY ...]
+
+import { readFileSync } from "node:fs";
+import { join } from "node:path";
+import { gunzipSync } from "node:zlib";
+import { loadTokenizer } from "../../sidecar/model/tokenizer.ts";
+import { TestModel } from "../support/test-model.ts";
+
+const [libraryPath, ...directories] = process.argv.slice(2);
+if (libraryPath === undefined) throw new Error("which library? see the head of this file");
+const BUNDLED = join(import.meta.dir, "../../sidecar/models/kvasir-15m-chat");
+const DIVERGENCE_MAX = 1e-3;
+const CHUNK = 256;
+/** Of the bundled model's text. */
+const TEXT_TOKENS = 8192;
+const WINDOW = 2048;
+const QUANTIZATIONS = ["none", "fp8"] as const;
+
+/** Sums over positions. */
+class Comparison {
+  #positions = 0;
+  #divergence = 0;
+  #agreeing = 0;
+  /** Of those where the reference's two likeliest are further apart than 0.1 nats. */
+  #clear = 0;
+  #clearAgreeing = 0;
+
+  add(logits: Float32Array, reference: Float32Array, vocabSize: number): void {
+    for (let begin = 0; begin < reference.length; begin += vocabSize) {
+      this.#addRow(logits.subarray(begin, begin + vocabSize), reference.subarray(begin, begin + vocabSize));
+    }
+  }
+
+  #addRow(logits: Float32Array, reference: Float32Array): void {
+    const [ours, theirs] = [summary(logits), summary(reference)];
+    let divergence = 0;
+    for (let i = 0; i < reference.length; i++) {
+      const logP = reference[i]! - theirs.logSum;
+      divergence += Math.exp(logP) * (logP - (logits[i]! - ours.logSum));
+    }
+    this.#positions++;
+    this.#divergence += divergence;
+    const isSame = ours.best === theirs.best;
+    if (isSame) this.#agreeing++;
+    if (theirs.margin < 0.1) return;
+    this.#clear++;
+    if (isSame) this.#clearAgreeing++;
+  }
+
+  get divergence(): number {
+    return this.#divergence / this.#positions;
+  }
+
+  describe(): string {
+    const percent = (share: number) => `${(share * 100).toFixed(2)} %`;
+    return (
+      `mean divergence ${this.divergence.toExponential(2)} nats, top-1 ${percent(this.#agreeing / this.#positions)} ` +
+      `of ${this.#positions} (${percent(this.#clearAgreeing / this.#clear)} of the ${this.#clear} with a margin of 0.1)`
+    );
+  }
+}
+
+function summary(logits: Float32Array): { logSum: number; best: number; margin: number } {
+  let [best, first, second] = [0, -Infinity, -Infinity];
+  for (let i = 0; i < logits.length; i++) {
+    const value = logits[i]!;
+    if (value > first) [best, first, second] = [i, value, first];
+    else if (value > second) second = value;
+  }
+  let sum = 0;
+  for (const value of logits) sum += Math.exp(value - first);
+  return { logSum: first + Math.log(sum), best, margin: first - second };
+}
+
+function open(directory: string, quantization: "none" | "fp8"): Promise<TestModel> {
+  return TestModel.load(directory, {
+    libraryPath, computeDtype: "bf16", kvDtype: "bf16", blockTokens: 64, maxModelLen: WINDOW, quantization,
+  });
+}
+
+async function compareBundled(quantization: "none" | "fp8"): Promise<Comparison> {
+  const prose = gunzipSync(readFileSync(join(BUNDLED, "eval/prose.txt.gz"))).toString();
+  const tokens = (await loadTokenizer(BUNDLED)).encode(prose).slice(0, TEXT_TOKENS);
+  using gpu = await open(BUNDLED, quantization);
+  using cpu = await TestModel.load(BUNDLED, { blockTokens: 64, maxModelLen: WINDOW });
+  const comparison = new Comparison();
+  for (let begin = 0; begin < tokens.length; begin += WINDOW) {
+    gpu.reset();
+    cpu.reset();
+    const [onGpu, onCpu] = [gpu.sequence(), cpu.sequence()];
+    for (let at = begin; at < Math.min(begin + WINDOW, tokens.length); at += CHUNK) {
+      const ids = tokens.subarray(at, at + CHUNK);
+      const logits = gpu.step([{ sequence: onGpu, ids }])[0]!;
+      comparison.add(logits, cpu.step([{ sequence: onCpu, ids }])[0]!, gpu.model.config.vocabSize);
+    }
+  }
+  return comparison;
+}
+
+async function compareCheckpoint(directory: string, quantization: "none" | "fp8"): Promise<Comparison> {
+  const tokens = new Int32Array(new Uint8Array(readFileSync(join(directory, "tokens.i32"))).buffer);
+  const reference = Bun.file(join(directory, "logits.f32"));
+  const beginMs = performance.now();
+  using gpu = await open(directory, quantization);
+  const { vocabSize } = gpu.model.config;
+  console.log(`${directory} ${quantization}: loaded in ${((performance.now() - beginMs) / 1000).toFixed(1)} s`);
+  const comparison = new Comparison();
+  const sequence = gpu.sequence();
+  for (let at = 0; at < tokens.length; at += CHUNK) {
+    const ids = tokens.subarray(at, at + CHUNK);
+    const bytes = reference.slice(at * vocabSize * 4, (at + ids.length) * vocabSize * 4);
+    comparison.add(gpu.step([{ sequence, ids }])[0]!, new Float32Array(await bytes.arrayBuffer()), vocabSize);
+  }
+  return comparison;
+}
+
+let failed = 0;
+let passed = 0;
+
+function note(what: string, quantization: string, comparison: Comparison): void {
+  const isRight = quantization === "fp8" || comparison.divergence <= DIVERGENCE_MAX;
+  if (isRight) passed++;
+  else failed++;
+  console.log(`${isRight ? "ok    " : "FAILED"} ${what}, ${quantization}: ${comparison.describe()}`);
+}
+
+for (const quantization of QUANTIZATIONS) {
+  note("bundled model against F32 on the CPU", quantization, await compareBundled(quantization));
+}
+for (const directory of directories) {
+  const { divergence, agreement, entropy } = JSON.parse(readFileSync(join(directory, "reference.json"), "utf8"));
+  const own = `divergence ${divergence.toExponential(2)}, top-1 ${(agreement * 100).toFixed(2)} %`;
+  console.log(`${directory}: the reference's own bf16 against its fp32: ${own} (entropy ${entropy.toFixed(2)} nats)`);
+  for (const quantization of QUANTIZATIONS) {
+    note(directory, quantization, await compareCheckpoint(directory, quantization));
+  }
+}
+console.log(`${passed} passed, ${failed} failed`);
+process.exit(failed === 0 ? 0 : 1);
