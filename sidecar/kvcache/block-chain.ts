@@ -29,6 +29,8 @@ export class BlockChain {
     readonly root: BlockId,
     readonly rule: TruncationRule,
     readonly hash: BlockHasher,
+    /** The same sequence under the fingerprint of the process before this one, if that left blocks under another. */
+    readonly former: BlockChain | null = null,
     /** Drops behind the view that this chain begins with; 0: the conversation's own beginning. */
     readonly firstDrops = 0,
   ) {
@@ -41,7 +43,7 @@ export class BlockChain {
 
   /** For another sequence that begins with the same tokens; shares the ids known so far. */
   fork(): BlockChain {
-    const fork = new BlockChain(this.root, this.rule, this.hash, this.firstDrops);
+    const fork = new BlockChain(this.root, this.rule, this.hash, this.former?.fork() ?? null, this.firstDrops);
     fork.#links.push(...this.#links);
     fork.#viewIds.splice(0, 1, ...this.#viewIds);
     return fork;
@@ -49,7 +51,7 @@ export class BlockChain {
 
   /** The chain of what is computed afresh from the view after `drops` drops. */
   restartAt(drops: number): BlockChain {
-    return new BlockChain(this.root, this.rule, this.hash, drops);
+    return new BlockChain(this.root, this.rule, this.hash, this.former?.restartAt(drops) ?? null, drops);
   }
 
   /** Name of full block `index` of `tokens`, which must be the same tokens, or more, at every call. */

@@ -20,9 +20,10 @@ export const sha256Hasher: BlockHasher = (parts) => {
   return latin1(hasher.digest().subarray(0, ID_BYTES)) as BlockId;
 };
 
-/** Parent of an account's first blocks. fingerprint: everything that changes the numbers (weights, dtypes, layout). */
-export function rootId(hash: BlockHasher, salt: Uint8Array, fingerprint: string): BlockId {
-  return hash(["kvasir root 1", salt, fingerprint]);
+/** Parent of an account's first blocks. digest: of the fingerprint, that is of everything that changes the numbers
+ * (weights, dtypes, layout). It stands in every header, so that ids of another fingerprint can be computed, too. */
+export function rootId(hash: BlockHasher, salt: Uint8Array, digest: Uint8Array): BlockId {
+  return hash(["kvasir root 2", salt, digest]);
 }
 
 /**

@@ -7,7 +7,7 @@ import type { BlockId } from "./block-hash.ts";
 
 export const HEADER_BYTES = 4096;
 /** Raised whenever the meaning of a header or the layout of a block changes; older ones are dropped. */
-export const FORMAT_VERSION = 1;
+export const FORMAT_VERSION = 2;
 export const HEADER_TOKENS_MAX = 256;
 
 /** All numbers little-endian. */
@@ -52,6 +52,11 @@ export type HeaderFault = "empty" | "version" | "fingerprint" | "corrupt";
 /** 32 bytes that stand for a fingerprint of any length. */
 export function fingerprintDigest(fingerprint: string): Uint8Array {
   return new Bun.CryptoHasher("sha256").update(fingerprint).digest();
+}
+
+/** Digest of the fingerprint under which a header was written. */
+export function headerDigest(bytes: Uint8Array): Uint8Array {
+  return bytes.slice(AT.fingerprint, AT.id);
 }
 
 /** Writes all HEADER_BYTES of `into`. */

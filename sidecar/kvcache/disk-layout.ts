@@ -18,6 +18,7 @@ const AT = {
   checksum: HEADER_BYTES - 8, // u64 over everything before it
 } as const;
 
+const DIGEST_BYTES = 32;
 const MAGIC = new TextEncoder().encode("KVSCACHE");
 
 /** Bytes of the file that holds so many slots. */
@@ -47,6 +48,15 @@ export function payloadOffset(slot: number, slotBytes: number): number {
 function groupOffset(slot: number, slotBytes: number): number {
   const group = Math.floor(slot / GROUP_SLOTS);
   return HEADER_BYTES + group * (GROUP_HEADER_BYTES + GROUP_SLOTS * slotBytes);
+}
+
+/** What a file's first page says about the process that wrote it; only of one that is whole. */
+export function readFormerPage(page: Uint8Array): { readonly slotBytes: number; readonly digest: Uint8Array } {
+  const view = new DataView(page.buffer, page.byteOffset, HEADER_BYTES);
+  return {
+    slotBytes: Number(view.getBigUint64(AT.slotBytes, true)),
+    digest: page.slice(AT.fingerprint, AT.fingerprint + DIGEST_BYTES),
+  };
 }
 
 /** Whose file it is; "new": nobody's yet. All but "ours" and "new" are reasons to drop everything in it. */

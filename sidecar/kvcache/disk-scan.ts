@@ -6,13 +6,17 @@ import type { BlockId } from "./block-hash.ts";
 import { type BlockHeader, decodeHeader, HEADER_BYTES, type HeaderFault } from "./block-header.ts";
 import type { DiskIo } from "./disk-io.ts";
 import {
+  diskFileBytes,
+  diskSlotCount,
   encodeFilePage,
   type FileOwner,
   GROUP_HEADER_BYTES,
   GROUP_SLOTS,
   headerOffset,
   readFilePage,
+  readFormerPage,
 } from "./disk-layout.ts";
+import type { FormerBlocks } from "./lost-blocks.ts";
 
 export interface AdoptedBlock extends BlockHeader {
   readonly slot: number;
@@ -23,8 +27,10 @@ export interface ScanResult {
   readonly blocks: AdoptedBlock[];
   /** Headers that were not believed, by reason; duplicate: an older copy; outside: the file was cut. */
   readonly dropped: Record<Exclude<HeaderFault, "empty"> | "unreadable" | "duplicate" | "outside", number>;
-  /** Why everything was dropped, or null. "new": there was nothing. Only of another fingerprint it was read before. */
+  /** Why everything was dropped, or null. "new": there was nothing. */
   readonly discarded: Exclude<FileOwner, "ours"> | null;
+  /** What was dropped for being of another fingerprint. */
+  readonly former: FormerBlocks | null;
 }
 
 export interface ScanOptions {
@@ -42,16 +48,25 @@ export function scanDisk(io: DiskIo, options: ScanOptions): ScanResult & { reado
   const page = new Uint8Array(HEADER_BYTES);
   const isReadable = readPart(io, 0, page);
   const owner = isReadable ? readFilePage(page, options.slotBytes, options.digest) : "corrupt";
-  const scan = new HeaderScan(io, options);
-  // What lay under another fingerprint is not believed, but counted: those conversations will miss it. (With slots of
-  // another size only some of its headers lie where we look.)
-  if (owner === "ours" || owner === "fingerprint") scan.readAll();
   if (owner === "ours") {
-    return { blocks: scan.blocks(), dropped: scan.dropped, discarded: null, dirtySlots: scan.clearDropped() };
+    const scan = new HeaderScan(io, options);
+    scan.readAll();
+    const { dropped } = scan;
+    return { blocks: scan.blocks(), dropped, discarded: null, former: null, dirtySlots: scan.clearDropped() };
   }
+  const former = owner === "fingerprint" ? readFormer(io, page, options) : null;
   takeOver(io, options);
-  const dropped = { ...NOTHING_DROPPED, fingerprint: scan.dropped.fingerprint };
-  return { blocks: [], dropped, discarded: owner, dirtySlots: [] };
+  const dropped = { ...NOTHING_DROPPED, fingerprint: former?.ids.length ?? 0 };
+  return { blocks: [], dropped, discarded: owner, former, dirtySlots: [] };
+}
+
+/** What lay under another fingerprint is not used, but known by name: whose conversations miss it can then be told. */
+function readFormer(io: DiskIo, page: Uint8Array, options: ScanOptions): FormerBlocks {
+  const { slotBytes, digest } = readFormerPage(page);
+  const slotCount = diskSlotCount(diskFileBytes(options.slotCount, options.slotBytes), slotBytes);
+  const scan = new HeaderScan(io, { slotCount, slotBytes, digest });
+  scan.readAll();
+  return { digest, ids: scan.blocks().map(({ id }) => id) };
 }
 
 /** Afterwards the file is ours and empty. The first page is durable before any header can be. */

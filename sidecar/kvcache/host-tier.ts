@@ -4,6 +4,7 @@
 
 import { assert } from "../assert.ts";
 import type { HostAddress } from "../native.ts";
+import type { BlockId } from "./block-hash.ts";
 import {
   type BlockHeader,
   decodeHeader,
@@ -11,9 +12,11 @@ import {
   encodeHeader,
   fingerprintDigest,
   HEADER_BYTES,
+  headerDigest,
 } from "./block-header.ts";
 import { type BlockNumber, BlockPool } from "./block-pool.ts";
 import type { CachedBlock } from "./cached-block.ts";
+import type { FormerBlocks } from "./lost-blocks.ts";
 import type { VictimOrder } from "./victim-order.ts";
 
 export interface HostTierOptions {
@@ -102,15 +105,21 @@ export class HostTier {
   }
 
   /** Reads all headers of a mapping that another process left; claims the slots that it believes. */
-  adopt(): { slots: AdoptedSlot[]; dropped: number } {
+  adopt(): { slots: AdoptedSlot[]; dropped: number; former: FormerBlocks | null } {
     const slots: AdoptedSlot[] = [];
     let dropped = 0;
+    let former: { digest: Uint8Array; ids: BlockId[] } | null = null;
     for (let slot = 0; this.isSurviving && slot < this.options.slotCount; slot++) {
       const header = decodeHeader(this.#header(slot), this.#digest);
       if (header === "empty") continue;
       this.#sealed.add(slot);
       if (typeof header === "string") {
         dropped++;
+        if (header === "fingerprint") {
+          former ??= { digest: headerDigest(this.#header(slot)), ids: [] };
+          const before = decodeHeader(this.#header(slot), former.digest);
+          if (typeof before !== "string") former.ids.push(before.id);
+        }
         this.#unseal(slot);
         continue;
       }
@@ -119,7 +128,7 @@ export class HostTier {
       slots.push({ ...header, slot });
     }
     this.pool.claim(new Set(slots.map(({ slot }) => slot)));
-    return { slots, dropped };
+    return { slots, dropped, former };
   }
 
   #seal(block: CachedBlock): void {

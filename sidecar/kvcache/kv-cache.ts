@@ -5,6 +5,7 @@ import { assert } from "../assert.ts";
 import { Background, type BackgroundOptions } from "./background.ts";
 import { BlockChain, sliceTokens } from "./block-chain.ts";
 import { type BlockHasher, type BlockId, rootId, sha256Hasher } from "./block-hash.ts";
+import { fingerprintDigest } from "./block-header.ts";
 import { BlockMoves } from "./block-moves.ts";
 import { ABSENT, type CachedBlock, newCachedBlock } from "./cached-block.ts";
 import { CostModel } from "./cost-model.ts";
@@ -57,6 +58,7 @@ export class KvCache {
   readonly #matcher: PrefixMatcher;
   readonly #opener: PromptOpener;
   readonly #hash: BlockHasher;
+  readonly #digest: Uint8Array;
   queriedTokens = 0;
   hitTokens = 0;
   /** Published since the last startSaves(). */
@@ -72,6 +74,7 @@ export class KvCache {
     this.blockTokens = blockTokens;
     this.rule = new TruncationRule({ blockTokens, maxTokens, keepBlocks, ratio: truncationRatio });
     this.#hash = options.hasher ?? sha256Hasher;
+    this.#digest = fingerprintDigest(options.fingerprint);
     this.policy = new CachePolicy<CachedBlock>({ policy, windowBlocks });
     this.residency = new Residency(device, this.policy, tiersBelow(this.policy), options);
     this.moves = new BlockMoves(device, this.residency);
@@ -85,7 +88,10 @@ export class KvCache {
 
   /** Ids for a new sequence of the account with this salt. */
   chain(salt: Uint8Array): BlockChain {
-    return new BlockChain(rootId(this.#hash, salt, this.options.fingerprint), this.rule, this.#hash);
+    const chainUnder = (digest: Uint8Array, former: BlockChain | null) =>
+      new BlockChain(rootId(this.#hash, salt, digest), this.rule, this.#hash, former);
+    const { formerDigest } = this.residency.lost;
+    return chainUnder(this.#digest, formerDigest === null ? null : chainUnder(formerDigest, null));
   }
 
   get availableBlocks(): number {

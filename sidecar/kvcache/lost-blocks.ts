@@ -17,10 +17,19 @@ export const MISS_REASONS = [
   "template_rewrote",
   "recompute_cheaper",
   "deleted",
+  "no_host_room",
 ] as const;
 export type MissReason = (typeof MISS_REASONS)[number];
 
+/** Blocks of another fingerprint that an earlier process left. */
+export interface FormerBlocks {
+  /** Of that fingerprint. */
+  readonly digest: Uint8Array;
+  readonly ids: readonly BlockId[];
+}
+
 export class LostBlocks {
+  #formerDigest: Uint8Array | null = null;
   readonly #reasons = new Map<BlockId, MissReason>();
   readonly counts = new Map<MissReason, number>();
 
@@ -37,6 +46,18 @@ export class LostBlocks {
     this.#reasons.set(id, reason);
     if (this.#reasons.size <= this.capacity) return;
     this.#reasons.delete(this.#reasons.keys().next().value!);
+  }
+
+  /** Of the fingerprint under which blocks of noteFormer() are named; null: there were none. */
+  get formerDigest(): Uint8Array | null {
+    return this.#formerDigest;
+  }
+
+  /** Each block counts once, wherever it lay. Of one fingerprint only: that of the process before this one. */
+  noteFormer({ digest, ids }: FormerBlocks): void {
+    this.#formerDigest ??= digest;
+    if (Buffer.compare(this.#formerDigest, digest) !== 0) return;
+    for (const id of ids) if (this.#reasons.get(id) !== "fingerprint") this.note(id, "fingerprint");
   }
 
   /** The block is cached again. */

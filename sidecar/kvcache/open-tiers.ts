@@ -5,6 +5,7 @@ import { mkdirSync, statfsSync } from "node:fs";
 import { dirname } from "node:path";
 import { Disk } from "../native-disk.ts";
 import { type Device, hostView, type HostArena, NativeError, type NativeLibrary, Status } from "../native.ts";
+import { adoptDisk, adoptHost } from "./adopt-blocks.ts";
 import { HEADER_BYTES } from "./block-header.ts";
 import type { CachedBlock } from "./cached-block.ts";
 import { diskFileBytes, diskSlotCount } from "./disk-layout.ts";
@@ -83,8 +84,9 @@ export class Tiers {
   /** Takes over what an earlier process left. */
   adopt(residency: Residency, nowMs: number): void {
     const { host, disk } = residency.tiers;
-    if (host !== null) this.#adoptHost(host, residency, nowMs);
-    if (disk !== null) this.#adoptDisk(disk, residency, nowMs);
+    if (host !== null && this.arena?.isAdopted === true) this.say(adoptHost(host, residency, nowMs));
+    if (disk === null) return;
+    for (const line of adoptDisk(disk, residency, this.options.diskPath, nowMs)) this.say(line);
   }
 
   /** `keepHost`: the mapping stays for the next process to adopt. */
@@ -136,34 +138,6 @@ export class Tiers {
     });
     return new DiskTier(store, policy.disk, this.say);
   }
-
-  #adoptHost(host: HostTier, residency: Residency, nowMs: number): void {
-    if (this.arena?.isAdopted !== true) return;
-    const { slots, dropped } = host.adopt();
-    for (const slot of slots.sort(byDepth)) residency.adopt(slot, "host", slot.slot, nowMs);
-    this.say(`host tier: ${slots.length} blocks of an earlier process, ${dropped} headers not believed`);
-  }
-
-  #adoptDisk(disk: DiskTier, residency: Residency, nowMs: number): void {
-    const { blocks, dropped, discarded } = disk.store.scan();
-    disk.pool.claim(new Set(blocks.map(({ slot }) => slot)));
-    for (const block of blocks.sort(byDepth)) residency.adopt(block, "disk", block.slot, nowMs);
-    residency.lost.count("fingerprint", dropped.fingerprint);
-    residency.lost.count("corrupt", dropped.corrupt);
-    residency.lost.count("io", dropped.unreadable);
-    if (discarded !== null && discarded !== "new") {
-      const why = discarded === "corrupt" ? "its first page is not whole" : `it is of another ${discarded}`;
-      this.say(`disk tier: what ${this.options.diskPath} held was dropped: ${why}`);
-    }
-    const reasons = Object.entries(dropped).filter(([, count]) => count > 0);
-    const why = reasons.map(([reason, count]) => `, ${count} dropped (${reason})`).join("");
-    if (blocks.length > 0 || why !== "") this.say(`disk tier: ${blocks.length} blocks of an earlier process${why}`);
-  }
-}
-
-/** Parents first, so that a child finds its own. */
-function byDepth(a: { readonly depth: number }, b: { readonly depth: number }): number {
-  return a.depth - b.depth;
 }
 
 function tierError(error: unknown, path: string, fileBytes: number): unknown {

@@ -93,7 +93,10 @@ export class PrefixMatcher {
     const begin = index * chain.blockTokens;
     const name = chain.name(index, tokens);
     const found = this.index.find(name, tokens, begin, begin + chain.blockTokens);
-    return found === "collision" ? "collision" : this.lost.reason(name.id);
+    if (found === "collision") return found;
+    const reason = this.lost.reason(name.id);
+    if (reason !== "absent" || chain.former === null) return reason;
+    return this.lost.reason(chain.former.id(index, tokens));
   }
 
   /** A view with something dropped from it: exact only where its last drop has happened. */

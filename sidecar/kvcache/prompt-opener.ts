@@ -155,7 +155,7 @@ export class PromptOpener {
       if (block.host !== ABSENT) prompt.fetched.add(block); // on its way already
       else if (isOn && this.moves.read(block, nowMs)) prompt.fetched.add(block);
     }
-    return prompt.fetched.has(away[0]!) ? "reading" : { index, reason: isOn ? "timeout" : "io" };
+    return prompt.fetched.has(away[0]!) ? "reading" : { index, reason: isOn ? "no_host_room" : "io" };
   }
 
   #patienceMs(blockCount: number): number {

@@ -148,7 +148,9 @@ describe.skipIf(!existsSync(SHARED_MEMORY))("a sidecar's cache", () => {
     const second = await start(["--kv-dtype", "f16"]);
     expect(second.process.output()).toMatch(/disk tier: what .* held was dropped: it is of another fingerprint/);
     expect((await second.stats())["lostBlocks_fingerprint"]).toBeGreaterThan(0);
-    expect((await second.askChecked(messages)).cached).toBe(0);
+    const { cached, done } = await second.askChecked(messages);
+    expect(cached).toBe(0);
+    expect(done.missReasons["fingerprint"]).toBeGreaterThan(0);
     await second.stop();
     const third = await start(["--kv-dtype", "f32"]);
     expect((await third.askChecked(messages)).cached).toBe(0);

@@ -6,6 +6,7 @@ import { Engine } from "../../sidecar/engine/engine.ts";
 import type { EngineEvent, EngineRequest, FailEvent, FinishEvent } from "../../sidecar/engine/request.ts";
 import type { BackgroundOptions } from "../../sidecar/kvcache/background.ts";
 import type { BlockHasher } from "../../sidecar/kvcache/block-hash.ts";
+import { adoptDisk, adoptHost } from "../../sidecar/kvcache/adopt-blocks.ts";
 import { HEADER_BYTES } from "../../sidecar/kvcache/block-header.ts";
 import { DiskStore } from "../../sidecar/kvcache/disk-store.ts";
 import { DiskTier } from "../../sidecar/kvcache/disk-tier.ts";
@@ -255,17 +256,7 @@ export class EngineHarness {
   #adopt(): void {
     const { residency } = this.cache;
     const { host, disk } = residency.tiers;
-    if (host !== null && this.options.survivor !== undefined) {
-      for (const slot of host.adopt().slots.sort(byDepth)) residency.adopt(slot, "host", slot.slot, this.nowMs);
-    }
-    if (disk === null) return;
-    const { blocks } = disk.store.scan();
-    disk.pool.claim(new Set(blocks.map(({ slot }) => slot)));
-    for (const block of blocks.sort(byDepth)) residency.adopt(block, "disk", block.slot, this.nowMs);
+    if (host !== null && this.options.survivor !== undefined) adoptHost(host, residency, this.nowMs);
+    if (disk !== null) this.messages.push(...adoptDisk(disk, residency, "the medium", this.nowMs));
   }
-}
-
-/** Parents first, so that a child finds its own. */
-function byDepth(a: { readonly depth: number }, b: { readonly depth: number }): number {
-  return a.depth - b.depth;
 }

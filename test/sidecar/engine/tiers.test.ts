@@ -105,9 +105,23 @@ describe.each([
     const first = ask(harness, prompt(40)).tokens;
     harness.settle(IDLE_MS);
     const other = crowded({ cache, ...harness.legacy, fingerprint: "other" });
-    const { gpu, host, disk } = ask(other, [...first, 5]).usage.cachedTokens;
-    expect(gpu + host + disk).toBe(0);
+    const { usage, missReasons } = ask(other, [...first, 5]);
+    expect(usage.cachedTokens).toEqual({ gpu: 0, host: 0, disk: 0 });
+    // Its full blocks are known to have been another model's; each counts once, though host and disk both had it.
+    expect(missReasons).toEqual({ fingerprint: 40, absent: 7 });
+    expect(other.cache.residency.lost.counts.get("fingerprint")).toBeWithin(5, 8);
     other.expectNothingLeft();
+  });
+
+  test("and who had them is told to nobody else", () => {
+    const harness = crowded({ cache });
+    const first = ask(harness, prompt(40)).tokens;
+    harness.settle(IDLE_MS);
+    const other = crowded({ cache, ...harness.legacy, fingerprint: "other" });
+    const salt = new Uint8Array(32).fill(9);
+    const id = other.submit([...first, 5], { maxTokens: 1, sampling: endless, salt });
+    other.runToEnd();
+    expect(other.answer(id).finish!.missReasons).toEqual({ absent: 47 });
   });
 
   test("a rotten host slot of an earlier process is a miss", () => {

@@ -3,13 +3,15 @@
 import { describe, expect, test } from "bun:test";
 import { BlockChain } from "../../../sidecar/kvcache/block-chain.ts";
 import { type BlockId, rootId, sha256Hasher } from "../../../sidecar/kvcache/block-hash.ts";
+import { fingerprintDigest } from "../../../sidecar/kvcache/block-header.ts";
 import { TruncationRule } from "../../../sidecar/kvcache/view.ts";
 
 /** Windows of 6 blocks; at each drop 3 of them leave, the first block stays. */
 const RULE = new TruncationRule({ blockTokens: 4, maxTokens: 25, keepBlocks: 1, ratio: 0.5 });
 
 function chain(salt = 1, fingerprint = "model"): BlockChain {
-  return new BlockChain(rootId(sha256Hasher, new Uint8Array(32).fill(salt), fingerprint), RULE, sha256Hasher);
+  const root = rootId(sha256Hasher, new Uint8Array(32).fill(salt), fingerprintDigest(fingerprint));
+  return new BlockChain(root, RULE, sha256Hasher);
 }
 
 const TOKENS = [1, 2, 3, 4, 5, 6, 7, 8, 9];

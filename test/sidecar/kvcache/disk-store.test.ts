@@ -285,11 +285,13 @@ describe("DiskStore restarts", () => {
   test.each([
     ["fingerprint", { fingerprint: "model 2" }, 4],
     ["slot-size", { slotBytes: 12_288 }, 0],
-    ["fingerprint", { fingerprint: "model 2", slotBytes: 12_288 }, expect.any(Number)],
+    ["fingerprint", { fingerprint: "model 2", slotBytes: 12_288 }, 4],
   ] as const)("another %s drops the whole file, for good", (discarded, options, counted) => {
     const before = written();
     const other = reopen(before, options);
     expect(other.scanned).toMatchObject({ discarded, blocks: [], dropped: { fingerprint: counted, corrupt: 0 } });
+    const ids = counted === 0 ? [] : [0, 255, 256, 599].map(testId);
+    expect(other.scanned.former?.ids.toSorted() ?? []).toEqual(ids.toSorted());
     other.write(1, 5, other.randomContent());
     expect(found(reopen(other, options))).toEqual({ 5: 1 });
     expect(reopen(other, {}).scanned).toMatchObject({ discarded, blocks: [] });
