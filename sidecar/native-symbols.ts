@@ -56,5 +56,6 @@ export const SYMBOLS = {
   kvs_disk_write_now: { args: ["ptr", "u64", "buffer", "u64"], returns: "i32" },
   kvs_disk_discard: { args: ["ptr"], returns: "i32" },
   kvs_disk_close: { args: ["ptr", "u32"], returns: "i32" },
+  kvs_read_ahead: { args: ["i32", "u64", "u64"], returns: "void" },
   kvs_checksum: { args: ["ptr", "u64"], returns: "u64" },
 } as const;

@@ -5,26 +5,12 @@
 import { dlopen, type Pointer, toArrayBuffer } from "bun:ffi";
 import { assert, assertU32 } from "./assert.ts";
 import { assertAddress, assertAddresses, assertPositive, assertSize, cString } from "./native-arguments.ts";
+import { NativeError, Status } from "./native-error.ts";
 import { SYMBOLS } from "./native-symbols.ts";
 
-export type { Pointer };
+export { NativeError, type Pointer, Status };
 
 export const ABI_VERSION = 1;
-
-/** kvs_status values, see kvasir.h. */
-export const Status = {
-  ok: 0,
-  busy: 1,
-  pending: 2,
-  timeout: 3,
-  invalid: -1,
-  outOfMemory: -2,
-  unsupported: -3,
-  io: -4,
-  deviceFailed: -5,
-  noSpace: -6,
-  inUse: -7,
-} as const;
 
 export type DType = "f32" | "f16" | "bf16" | "f8e4m3";
 const DTYPE_CODES: Record<DType, number> = { f32: 0, f16: 1, bf16: 2, f8e4m3: 3 };
@@ -44,17 +30,6 @@ export type HostAddress = number & { readonly brand: "HostAddress" };
 export type WeightHandle = number & { readonly brand: "WeightHandle" };
 /** Index of a completion event of one device. */
 export type EventHandle = number & { readonly brand: "EventHandle" };
-
-/** A call that the library refused or that failed; `status` is one of Status. */
-export class NativeError extends Error {
-  override name = "NativeError";
-  constructor(
-    readonly status: number,
-    message: string,
-  ) {
-    super(message);
-  }
-}
 
 /** Fixed for the life of a device; see kvs_device_config. */
 export interface DeviceConfig {
@@ -125,6 +100,13 @@ export class NativeLibrary {
 
   openDevice(config: DeviceConfig): Device {
     return new Device(this, config);
+  }
+
+  /** Advice that these bytes of an open file will be read soon. */
+  readAhead(descriptor: number, offsetBytes: number, bytes: number): void {
+    assertU32(descriptor, "descriptor");
+    assertSize(bytes, "bytes");
+    this.symbols.kvs_read_ahead(descriptor, offsetBytes, bytes);
   }
 
   /** 64-bit checksum of host memory, as an unsigned bigint. */

@@ -1,11 +1,12 @@
 // Puts a model's weights on the device. Everything is checked against the files before the first byte is
 // uploaded, so that a broken checkpoint is refused at once and not after minutes.
 
-import { type Device, DTYPE_BYTES } from "../native.ts";
+import { type Device, DTYPE_BYTES, type NativeLibrary } from "../native.ts";
 import { loadDecoder } from "./architecture.ts";
 import type { Decoder } from "./decoder.ts";
 import type { ModelConfig, WeightDtype } from "./model-config.ts";
 import { ModelError } from "./model-error.ts";
+import { type FileRange, ReadAhead } from "./read-ahead.ts";
 import type { Checkpoint } from "./safetensors.ts";
 import { CheckpointWeights, type MatrixStorage, RandomWeights, WeightCheck } from "./weights.ts";
 
@@ -17,6 +18,8 @@ export interface CheckedWeights {
   readonly bytes: number;
   /** Of the embedding and the output matrix alone. */
   readonly vocabularyBytes: number;
+  /** What will be read, in order. */
+  readonly ranges: readonly FileRange[];
   /** Of the embedding, which stands for all. */
   readonly dtype: WeightDtype;
 }
@@ -40,11 +43,13 @@ export function checkWeights(config: ModelConfig, checkpoint: Checkpoint, say: S
     const some = unused.slice(0, 3).join(", ") + (unused.length > 3 ? ", ..." : "");
     say(`tensors of the model that are not used: ${unused.length} (${some})`);
   }
-  return { checkpoint, bytes: check.bytes, vocabularyBytes: check.vocabularyBytes, dtype: check.firstDtype };
+  const { bytes, vocabularyBytes, ranges, firstDtype: dtype } = check;
+  return { checkpoint, bytes, vocabularyBytes, ranges, dtype };
 }
 
 /** Throws ModelError, NativeError. */
 export function uploadWeights(
+  library: NativeLibrary,
   device: Device,
   config: ModelConfig,
   checked: CheckedWeights,
@@ -59,10 +64,13 @@ export function uploadWeights(
     const reason = `the weights are ${needed}, but only ${free} of memory are free`;
     throw new ModelError(checkpoint.listing, "", reason);
   }
+  const readAhead = new ReadAhead(checked.ranges, (...range) => library.readAhead(...range));
+  readAhead.advance(0);
   let doneBytes = 0;
   let saidTenths = 0;
   const source = new CheckpointWeights(device, checkpoint, storage, (added) => {
     doneBytes += added;
+    readAhead.advance(added);
     const tenths = Math.floor((10 * doneBytes) / bytes);
     if (tenths === saidTenths || bytes < PROGRESS_BYTES_MIN) return;
     saidTenths = tenths;

@@ -146,13 +146,14 @@ export async function loadModel(options: LoadModelOptions): Promise<Model> {
   try {
     const check = checkpoint === null ? null : checkWeights(config, checkpoint, options.onProgress);
     const fixed = deviceConfig(config, check?.dtype ?? config.dtype, options);
-    device = new NativeLibrary(options.libraryPath).openDevice(fixed);
+    const library = new NativeLibrary(options.libraryPath);
+    device = library.openDevice(fixed);
     setPositions(device, config);
     const storage = matrixStorage(fixed.computeDtype as WeightDtype, options);
     const { decoder, hash } =
       check === null
         ? makeUpWeights(device, config, storage)
-        : uploadWeights(device, config, check, storage, options.onProgress);
+        : uploadWeights(library, device, config, check, storage, options.onProgress);
     const fingerprint = fingerprintOf(device, config, options.quantization, hash);
     const maxLogits = options.maxLogits ?? options.maxSequences;
     return new Model(device, config, decoder, generation, fingerprint, maxLogits);

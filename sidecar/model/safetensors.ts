@@ -6,6 +6,7 @@ import { closeSync, existsSync, fstatSync, openSync, readSync } from "node:fs";
 import { join } from "node:path";
 import { readJsonObject, parseJsonObject } from "./json-fields.ts";
 import { ModelError } from "./model-error.ts";
+import type { FileRange } from "./read-ahead.ts";
 
 export type TensorDtype = "F32" | "F16" | "BF16" | "I32" | "I64";
 
@@ -47,6 +48,11 @@ export class SafetensorsFile {
    * before. */
   read(tensor: TensorInfo, offsetBytes: number, into: Uint8Array): void {
     readExactly(this.path, this.#descriptor, into, tensor.beginByte + offsetBytes, tensor.name);
+  }
+
+  /** Bytes [begin, end) of the tensor, as the system knows them. */
+  range(tensor: TensorInfo, begin: number, end: number): FileRange {
+    return { descriptor: this.#descriptor, beginByte: tensor.beginByte + begin, endByte: tensor.beginByte + end };
   }
 
   close(): void {

@@ -6,6 +6,7 @@ import { assert } from "../assert.ts";
 import { type Device, type DeviceAddress, type DType, NO_ADDRESS, type WeightHandle } from "../native.ts";
 import type { WeightDtype } from "./model-config.ts";
 import { ModelError } from "./model-error.ts";
+import type { FileRange } from "./read-ahead.ts";
 import { type Checkpoint, readTensor, type SafetensorsFile, type TensorInfo } from "./safetensors.ts";
 
 /** Neighbouring rows of a tensor that has `tensorRows` of them. */
@@ -39,9 +40,16 @@ export interface MatrixStorage {
 const DTYPES: Readonly<Record<string, WeightDtype>> = { F32: "f32", F16: "f16", BF16: "bf16" };
 export const WEIGHT_DTYPE_BYTES: Readonly<Record<WeightDtype, number>> = { f32: 4, f16: 2, bf16: 2 };
 
+interface CheckpointTensor {
+  readonly file: SafetensorsFile;
+  readonly info: TensorInfo;
+}
+
 /** Finds what is missing or misshapen before anything is uploaded. Its handles stand for nothing. */
 export class WeightCheck implements WeightSource {
   readonly #wanted = new Set<string>();
+  /** What matrices are made of, in the order in which a checkpoint's upload will read it. */
+  readonly ranges: FileRange[] = [];
   #bytes = 0;
   #vocabularyBytes = 0;
   /** Of the first tensor asked for, the embedding. */
@@ -65,7 +73,11 @@ export class WeightCheck implements WeightSource {
   }
 
   matrix(parts: readonly RowRange[], cols: number): WeightHandle {
-    for (const part of parts) this.#check(part, [part.tensorRows, cols]);
+    for (const part of parts) {
+      const { file, info } = this.#check(part, [part.tensorRows, cols]);
+      const rowBytes = (info.endByte - info.beginByte) / part.tensorRows;
+      this.ranges.push(file.range(info, part.begin * rowBytes, (part.begin + part.count) * rowBytes));
+    }
     return 0 as WeightHandle;
   }
 
@@ -81,7 +93,7 @@ export class WeightCheck implements WeightSource {
     return NO_ADDRESS;
   }
 
-  #check({ tensor, tensorRows, begin, count }: RowRange, shape: readonly number[]): void {
+  #check({ tensor, tensorRows, begin, count }: RowRange, shape: readonly number[]): CheckpointTensor {
     assert(begin + count <= tensorRows, `${tensor} has no rows ${begin} to ${begin + count}`);
     const { file, info } = this.checkpoint.get(tensor);
     const dtype = dtypeOf(file, info);
@@ -90,9 +102,9 @@ export class WeightCheck implements WeightSource {
       const reason = `has shape [${info.shape.join(", ")}], but config.json asks for [${shape.join(", ")}]`;
       throw new ModelError(file.path, tensor, reason);
     }
-    if (this.#wanted.has(tensor)) return;
+    if (!this.#wanted.has(tensor)) this.#bytes += info.endByte - info.beginByte;
     this.#wanted.add(tensor);
-    this.#bytes += info.endByte - info.beginByte;
+    return { file, info };
   }
 }
 

@@ -302,6 +302,11 @@ kvs_status kvs_disk_discard(kvs_disk *disk);
 /* Waits for what is in flight, at most timeout_us, then closes. */
 kvs_status kvs_disk_close(kvs_disk *disk, uint32_t timeout_us);
 
+/* ---- files ---------------------------------------------------------------------------------------- */
+
+/* Advice that these bytes of an open file will be read soon. Does not wait, and cannot fail. */
+void kvs_read_ahead(int32_t file, uint64_t offset_bytes, uint64_t bytes);
+
 /* 64-bit checksum (XXH3-class quality is not needed: it guards against rot and torn writes, not attackers). */
 uint64_t kvs_checksum(const void *data, uint64_t bytes);
 

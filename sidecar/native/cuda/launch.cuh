@@ -5,7 +5,9 @@
 
 #include <cuda_runtime.h>
 
-#include <unordered_map>
+#include <map>
+#include <mutex>
+#include <utility>
 
 namespace kvs {
 
@@ -27,11 +29,19 @@ inline int shared_bytes_per_block(int compute_capability) {
 
 /** The most that a kernel was ever launched with stays allowed: a captured graph may launch it so again. */
 inline cudaError_t allow_shared_memory(const void* kernel, int bytes) {
-  thread_local std::unordered_map<const void*, int> allowed;
-  const auto at = allowed.emplace(kernel, 48 * 1024).first;
-  if (bytes <= at->second) return cudaSuccess;
-  at->second = bytes;
-  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  constexpr int always_allowed = 48 * 1024;
+  if (bytes <= always_allowed) return cudaSuccess;
+  int device = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error != cudaSuccess) return error;
+  static std::mutex mutex;
+  static std::map<std::pair<int, const void*>, int> allowed;
+  const std::lock_guard<std::mutex> lock(mutex);
+  int& most = allowed[{device, kernel}];
+  if (bytes <= most) return cudaSuccess;
+  error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  if (error == cudaSuccess) most = bytes;
+  return error;
 }
 
 template <typename... Parameters, typename... Arguments>
