@@ -30,10 +30,12 @@ template <class Stored, class Element>
 void pack_panel(const kvs_weight& weight, uint32_t begin, uint32_t end, const Element& element) {
   const uint32_t panel_begin = begin / kvs::panel_rows * kvs::panel_rows;
   Stored* panel = reinterpret_cast<Stored*>(weight.piece.data) + static_cast<uint64_t>(panel_begin) * weight.cols;
-  for (uint32_t col = 0; col < weight.cols; ++col) {
-    Stored* at = panel + static_cast<uint64_t>(col) * kvs::panel_rows;
+  // By squares: rows lie powers of two apart, so that a column of them would want one set of the cache.
+  for (uint32_t tile = 0; tile < weight.cols; tile += kvs::panel_rows) {
+    const uint32_t tile_end = std::min(tile + kvs::panel_rows, weight.cols);
     for (uint32_t row = begin; row < end; ++row) {
-      at[kvs::place_in_panel(row - panel_begin, weight.dtype)] = element(row, col);
+      Stored* at = panel + kvs::place_in_panel(row - panel_begin, weight.dtype);
+      for (uint32_t col = tile; col < tile_end; ++col) at[col * kvs::panel_rows] = element(row, col);
     }
   }
 }
