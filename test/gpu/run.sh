@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds both libraries, checks the CUDA library and measures it, on any machine with an NVIDIA GPU, nvcc, g++ and Bun.
 # usage: test/gpu/run.sh [stage ...]    stages: header kernels models accuracy memcheck racecheck copies operations
-# attention skinny engine peers (default: all but the last, accuracy, memcheck, racecheck and engine). BUN names the Bun to use. Logs go to $OUT (default: a new folder under the
+# attention skinny engine timeline peers (default: all but the last two, accuracy, memcheck, racecheck and engine). BUN names the Bun to use. Logs go to $OUT (default: a new folder under the
 # system's temporary one). The stage engine measures whole steps and turns of models of the shapes in ENGINE_SHAPES
 # (default 8b; 16 GB; 8b:fp8 quantised), beside the floor of a copy on the device at COPY_TBS (default 3.0, an H100's) TB/s.
 # accuracy and peers need python3 with torch and transformers: the former writes checkpoints of REFERENCE_SHAPES (default
@@ -113,6 +113,17 @@ compile_kernel_check() {
         "$bun" test/gpu/engine/main.ts "$cuda" --shapes "${ENGINE_SHAPES:-8b}" --copy-tbs "${COPY_TBS:-3.0}" \
           --json "$out/engine.json" --trace sidecar/simulate/traces/sharegpt.tsv.gz
         count $? "engine"
+        ;;
+      timeline)
+        header=$(find_file cupti_activity.h)
+        record=$(grep -ho 'CUpti_ActivityKernel[0-9]*' "$header" | sort -Vu | tail -n 1)
+        g++ -std=c++20 -O2 -shared -fPIC -DKERNEL_RECORD="$record" -I"$(dirname "$header")" -o "$work/kernel-trace.so" \
+          test/gpu/kernel-trace.cpp &&
+          LD_PRELOAD=$(find_file 'libcupti.so.1[23]') CUDA_INJECTION64_PATH=$work/kernel-trace.so \
+            KERNEL_TRACE=$out/kernels.txt "$bun" test/gpu/engine/main.ts "$cuda" --shapes "${ENGINE_SHAPES:-8b}" \
+            --parts prefill,decode --copy-tbs "${COPY_TBS:-3.0}" &&
+          python3 test/gpu/kernel-trace.py "$out/kernels.txt" decode1 decode16 decode64 prefill2048
+        count $? "timeline"
         ;;
       peers)
         python3 test/gpu/peers.py && python3 test/gpu/peer-models.py --shapes "${PEER_SHAPES:-8b}" \
