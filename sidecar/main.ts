@@ -41,6 +41,7 @@ async function main(): Promise<void> {
   let server: SidecarServer | null = null;
   const { engine, ready } = await openEngine({
     backend: config.backend,
+    needsGpu: config.quantization !== "none",
     build: (backend) => buildNative(backend, { onProgress: say }),
     start: (library) => startEngine(config, directory, library, (events) => server?.applyEvents(events)),
     say,

@@ -7,6 +7,8 @@ import type { Backend } from "./build-native.ts";
 
 export interface EngineOpening<Engine> {
   readonly backend: Backend;
+  /** What was asked for cannot be had from the CPU. */
+  readonly needsGpu: boolean;
   /** Path of the library for a backend, see buildNative. */
   build(backend: Backend): Promise<string>;
   start(libraryPath: string): Engine;
@@ -22,7 +24,7 @@ export interface OpenedEngine<Engine> {
 export async function openEngine<Engine extends { readonly ready: Promise<EngineReady> }>(
   opening: EngineOpening<Engine>,
 ): Promise<OpenedEngine<Engine>> {
-  const { backend, build, start, say } = opening;
+  const { backend, needsGpu, build, start, say } = opening;
   const open = async (libraryPath: string): Promise<OpenedEngine<Engine>> => {
     const engine = start(libraryPath);
     return { engine, ready: await engine.ready };
@@ -31,7 +33,7 @@ export async function openEngine<Engine extends { readonly ready: Promise<Engine
   try {
     return await open(libraryPath);
   } catch (error) {
-    if (backend !== "auto" || !(error instanceof EngineError) || !error.isUnsupported) throw error;
+    if (backend !== "auto" || needsGpu || !(error instanceof EngineError) || !error.isUnsupported) throw error;
     const cpuLibraryPath = await build("cpu");
     if (cpuLibraryPath === libraryPath) throw error;
     say(`${error.message}; the CPU serves`);

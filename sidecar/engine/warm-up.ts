@@ -6,6 +6,9 @@ import { decodeBuckets } from "../model/decode-graph.ts";
 import type { ModelRunner } from "./model-runner.ts";
 
 const WAIT_US = 1_000_000;
+/** Larger steps and graphs are met when they come: beyond these sizes warming up would take longer than it saves. */
+const ROWS_MAX = 8192;
+const DECODE_ROWS_MAX = 256;
 /** Up to here every number of rows counts. */
 const EXACT_ROWS_MAX = 8;
 
@@ -22,12 +25,13 @@ export function warmUpRows(maxRows: number): number[] {
 /** Runs steps of all sizes. Nothing may be in use yet: KV blocks are overwritten. blockCount: of the gpu tier. */
 export function warmUp(runner: ModelRunner, blockCount: number): void {
   const { maxRows, maxSequences } = runner.batches[0]!.limits;
-  for (const rows of warmUpRows(maxRows)) {
+  for (const rows of warmUpRows(Math.min(maxRows, ROWS_MAX))) {
     // One row less than one each, which would be a decode step: this is how logits of many rows come in a prefill.
     const sequences = Math.max(1, Math.min(rows - 1, maxSequences));
     runStep(runner, blockCount, rows, sequences);
   }
-  for (const size of decodeBuckets(maxSequences)) runStep(runner, blockCount, size, size);
+  const sizes = decodeBuckets(maxSequences).filter((size) => size <= DECODE_ROWS_MAX);
+  for (const size of sizes) runStep(runner, blockCount, size, size);
 }
 
 /** A step of `rows` spread over sequences that begin at position 0. */

@@ -29,7 +29,8 @@ export interface FormerBlocks {
 }
 
 export class LostBlocks {
-  #formerDigest: Uint8Array | null = null;
+  /** As many as the disk tier has slots at most, and they go with the process. */
+  #former: { readonly digest: Uint8Array; readonly ids: Set<BlockId> } | null = null;
   readonly #reasons = new Map<BlockId, MissReason>();
   readonly counts = new Map<MissReason, number>();
 
@@ -50,14 +51,22 @@ export class LostBlocks {
 
   /** Of the fingerprint under which blocks of noteFormer() are named; null: there were none. */
   get formerDigest(): Uint8Array | null {
-    return this.#formerDigest;
+    return this.#former?.digest ?? null;
   }
 
-  /** Each block counts once, wherever it lay. Of one fingerprint only: that of the process before this one. */
+  /** Each block counts once, wherever it lay. Those of one fingerprint are known by name, others are only counted. */
   noteFormer({ digest, ids }: FormerBlocks): void {
-    this.#formerDigest ??= digest;
-    if (Buffer.compare(this.#formerDigest, digest) !== 0) return;
-    for (const id of ids) if (this.#reasons.get(id) !== "fingerprint") this.note(id, "fingerprint");
+    this.#former ??= { digest, ids: new Set() };
+    const former = this.#former;
+    if (Buffer.compare(former.digest, digest) !== 0) return this.count("fingerprint", ids.length);
+    const before = former.ids.size;
+    for (const id of ids) former.ids.add(id);
+    this.count("fingerprint", former.ids.size - before);
+  }
+
+  /** A block of noteFormer(). */
+  isFormer(id: BlockId): boolean {
+    return this.#former?.ids.has(id) === true;
   }
 
   /** The block is cached again. */

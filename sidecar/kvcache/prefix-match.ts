@@ -96,7 +96,7 @@ export class PrefixMatcher {
     if (found === "collision") return found;
     const reason = this.lost.reason(name.id);
     if (reason !== "absent" || chain.former === null) return reason;
-    return this.lost.reason(chain.former.id(index, tokens));
+    return this.lost.isFormer(chain.former.id(index, tokens)) ? "fingerprint" : "absent";
   }
 
   /** A view with something dropped from it: exact only where its last drop has happened. */

@@ -46,7 +46,8 @@ export interface LoadModelOptions {
   /** Of activations; auto: as the weights, 16 bits for F32 ones. The CPU library computes in f32 whatever
    * this says. */
   readonly computeDtype: "auto" | WeightDtype;
-  /** fp8: the layers' matrices, and the activations that they multiply, in E4M3 with a scale a row. GPU only. */
+  /** fp8: the layers' matrices in E4M3 with a scale a row, and so are activations where more than 16 rows are computed
+   * at once: with fewer, only bytes of weights count, and activations keep their 16 bits. GPU only. */
   readonly quantization: Quantization;
   /** CPU compute threads; 0: cores - 1. */
   readonly threads: number;

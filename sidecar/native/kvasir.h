@@ -304,7 +304,8 @@ kvs_status kvs_disk_close(kvs_disk *disk, uint32_t timeout_us);
 
 /* ---- files ---------------------------------------------------------------------------------------- */
 
-/* Advice that these bytes of an open file will be read soon. Does not wait, and cannot fail. */
+/* Advice that these bytes of an open file will be read soon. Sends for them, does not wait until they are there, and
+ * cannot fail. */
 void kvs_read_ahead(int32_t file, uint64_t offset_bytes, uint64_t bytes);
 
 /* 64-bit checksum (XXH3-class quality is not needed: it guards against rot and torn writes, not attackers). */

@@ -23,7 +23,9 @@ class Matrix {
   Matrix(Context& context, Side& cuda, Side& cpu, const Shape& shape) : context_(context), shape_(shape) {
     dtype_ = cuda.config.compute_dtype;
     const size_t count = size_t{shape.outputs} * shape.inputs;
-    const std::vector<float> w = rounded(normal(context.random, count, 0.05f), dtype_);
+    std::vector<float> w = rounded(normal(context.random, count, 0.05f), dtype_);
+    // An output that training let decay to nothing must not become NaN.
+    for (uint32_t i = 0; i < shape.inputs; ++i) w[i] = i % 2 == 0 || dtype_ == KVS_F16 ? 0.0f : 0x1p-123f;
     sides_[0] = {&cuda, cuda.weight(shape.outputs, shape.inputs, dtype_, w)};
     sides_[1] = {&cpu, cpu.weight(shape.outputs, shape.inputs, dtype_, w)};
     if (dtype_ != KVS_F32 && shape.outputs % 32 == 0 && shape.inputs % 32 == 0) {

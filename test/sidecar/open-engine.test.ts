@@ -14,6 +14,7 @@ async function opened(
   backend: Backend,
   error: Error | null,
   auto = "cuda",
+  needsGpu = false,
 ): Promise<{ started: string[]; said: string[]; outcome: string }> {
   const started: string[] = [];
   const said: string[] = [];
@@ -23,12 +24,17 @@ async function opened(
     return { ready: isFailing ? Promise.reject(error) : Promise.resolve({ fingerprint: library } as EngineReady) };
   };
   const build = async (wanted: Backend): Promise<string> => `${wanted === "auto" ? auto : wanted}.so`;
-  const outcome = await openEngine({ backend, build, start, say: (message) => said.push(message) }).then(
+  const outcome = await openEngine({ backend, needsGpu, build, start, say: (message) => said.push(message) }).then(
     ({ ready }) => ready.fingerprint,
     (failure: Error) => failure.message,
   );
   return { started, said, outcome };
 }
+
+test("what only a GPU can do is not left to the CPU", async () => {
+  const outcome = "cannot load libcublasLt";
+  expect(await opened("auto", NO_LIBRARY, "cuda", true)).toEqual({ started: ["cuda.so"], said: [], outcome });
+});
 
 test("a GPU that works serves", async () => {
   expect(await opened("auto", null)).toEqual({ started: ["cuda.so"], said: [], outcome: "cuda.so" });

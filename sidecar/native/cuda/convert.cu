@@ -26,13 +26,16 @@ __global__ void convert_kernel(Y* y, const X* x, uint64_t count) {
   }
 }
 
+/** A row of next to nothing becomes zeros: the inverse of its scale would be infinite. */
+__device__ float row_scale(float largest) { return largest > 1e-30f ? largest / f8_max : 1.0f; }
+
 /** One block a row; value(col) is evaluated twice. */
 template <class Value>
 __device__ void quantise_row(__nv_fp8_e4m3* y, float* scale_out, uint32_t cols, const Value& value) {
   float largest = 0.0f;
   for (uint32_t col = threadIdx.x; col < cols; col += blockDim.x) largest = fmaxf(largest, fabsf(value(col)));
   largest = block_reduce<Max>(largest);
-  const float scale = largest > 0.0f ? largest / f8_max : 1.0f;
+  const float scale = row_scale(largest);
   if (threadIdx.x == 0) *scale_out = scale;
   for (uint32_t col = threadIdx.x; col < cols; col += blockDim.x)
     y[col] = from_float<__nv_fp8_e4m3>(value(col) / scale);
@@ -63,8 +66,9 @@ __global__ void __launch_bounds__(row_threads_max)
     for (uint32_t k = 0; k < width; ++k) largest = fmaxf(largest, fabsf(to_float(held[v].values[k])));
   }
   largest = block_reduce<Max>(largest);
-  if (threadIdx.x == 0) scales[row] = largest > 0.0f ? largest / f8_max : 1.0f;
-  const float inverse = largest > 0.0f ? f8_max / largest : 1.0f;
+  const float scale = row_scale(largest);
+  if (threadIdx.x == 0) scales[row] = scale;
+  const float inverse = 1.0f / scale;
 #pragma unroll
   for (uint32_t v = 0; v < vectors; ++v) {
     const uint32_t at = (v * blockDim.x + threadIdx.x) * width;

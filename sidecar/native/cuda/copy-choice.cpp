@@ -19,6 +19,8 @@ constexpr uint64_t trial_bytes = 16ull << 20;
 constexpr uint64_t slices_min = 4;
 constexpr uint64_t slices_max = 256;
 constexpr int timed_runs = 3;
+/** The kernel takes multiprocessors from others: for a little it is not worth it. */
+constexpr float kernel_margin = 1.1f;
 
 class Trial {
  public:
@@ -38,8 +40,9 @@ class Trial {
   }
 
   CopyMethod fastest(bool is_load) const {
-    return milliseconds(CopyMethod::kernel, is_load) < milliseconds(CopyMethod::engine, is_load) ? CopyMethod::kernel
-                                                                                                 : CopyMethod::engine;
+    const float by_kernel = milliseconds(CopyMethod::kernel, is_load);
+    const float by_engine = milliseconds(CopyMethod::engine, is_load);
+    return by_kernel * kernel_margin < by_engine ? CopyMethod::kernel : CopyMethod::engine;
   }
 
  private:

@@ -10,6 +10,8 @@ import { Batch } from "../../../sidecar/model/batch.ts";
 import type { Model } from "../../../sidecar/model/model.ts";
 
 const WAIT_US = 5000;
+/** Between two pieces. */
+const PINNING_MS_MAX = 30_000;
 const GREEDY = {
   temperature: 0, topK: 0, topP: 1, minP: 0, seed: 1, frequencyPenalty: 0, presencePenalty: 0,
   repetitionPenalty: 1, logitBias: [], logprobs: null, ignoreEos: true,
@@ -97,7 +99,13 @@ export class BenchEngine {
   awaitHostMemory(): void {
     const { device } = this.model;
     const slots = this.#opened.tiers.hostSlots;
-    while (Number(device.info()["host_slots_pinned"] ?? slots) < slots) device.wait(WAIT_US);
+    let [pinned, sinceMs] = [-1, 0];
+    while (pinned < slots) {
+      const now = Number(device.info()["host_slots_pinned"] ?? slots);
+      if (now !== pinned) [pinned, sinceMs] = [now, performance.now()];
+      if (performance.now() - sinceMs > PINNING_MS_MAX) throw new Error("host memory is not being page-locked");
+      if (pinned < slots) device.wait(WAIT_US);
+    }
   }
 
   /** Takes everything off the gpu that is in host memory: as if others had needed the room. */

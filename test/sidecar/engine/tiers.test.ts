@@ -124,6 +124,22 @@ describe.each([
     expect(other.answer(id).finish!.missReasons).toEqual({ absent: 47 });
   });
 
+  test("what is on disk is computed where host memory has no room to read it into, and that is the reason", () => {
+    const earlier = crowded({ cache });
+    const first = ask(earlier, prompt(40)).tokens;
+    earlier.settle(IDLE_MS);
+    // Nothing goes to disk of its own accord, so what fills host memory stays there.
+    const background = { admission: "second-touch", hostMarks: { lowBlocks: 0, highBlocks: 0 } } as const;
+    const later = crowded({ cache: { isExclusive: false }, medium: earlier.legacy.medium!, hostSlots: 6, background });
+    ask(later, prompt(50, 2));
+    later.settle();
+    const { usage, missReasons } = ask(later, [...first, 5]);
+    expect(usage.cachedTokens).toEqual({ gpu: 0, host: 0, disk: 0 });
+    expect(missReasons["no_host_room"]).toBeGreaterThanOrEqual(40);
+    expect(missReasons["timeout"]).toBeUndefined();
+    later.expectNothingLeft();
+  });
+
   test("a rotten host slot of an earlier process is a miss", () => {
     const harness = crowded({ cache: { isExclusive: false } });
     const first = ask(harness, prompt(40)).tokens;

@@ -69,6 +69,15 @@ describe("warming up", () => {
     });
   });
 
+  test("leaves decode steps of more than 256 rows until they come", async () => {
+    await withRunner({ maxRows: 300, maxSequences: 300, maxModelLen: 16, blockCount: 300 }, (runner) => {
+      warmUp(runner, 300);
+      const decodes = runner.steps.filter(({ rows, sequences }) => rows === sequences);
+      expect(decodes.at(-1)!.rows).toBe(256);
+      expect(runner.steps.some(({ rows }) => rows === 300)).toBe(true);
+    });
+  });
+
   test("keeps to short contexts and few blocks", async () => {
     await withRunner({ maxRows: 64, maxSequences: 1, maxModelLen: 16, blockCount: 3 }, (runner) => {
       warmUp(runner, 3);
