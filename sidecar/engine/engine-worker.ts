@@ -10,7 +10,7 @@ import { ModelError } from "../model/model-error.ts";
 import { CacheOptionError, openCache, type OpenedCache } from "./open-cache.ts";
 import { Engine } from "./engine.ts";
 import { ModelRunner } from "./model-runner.ts";
-import { poolBlocks, PoolSizeError } from "./pool-size.ts";
+import { describeMemory, poolBlocks, PoolSizeError } from "./pool-size.ts";
 import { describeBreakEven, probe } from "./probe.ts";
 import { nowMs } from "./request.ts";
 import { warmUp } from "./warm-up.ts";
@@ -81,6 +81,9 @@ function createCache(model: Model, options: EngineWorkerOptions): OpenedCache {
     blockTokens: options.blockTokens,
     maxModelLen: model.maxModelLen,
   });
+  const kvBytes = gpuBlocks * device.blockBytes().slotBytes;
+  const memory = { ...device.memoryInfo(), weightBytes: model.weightBytes, kvBytes };
+  if (isGpu(model)) post({ type: "progress", message: describeMemory(memory) });
   device.createKv(gpuBlocks);
   return openCache(model, gpuBlocks, options, (message) => post({ type: "progress", message }));
 }

@@ -47,6 +47,23 @@ export function poolBlocks(input: PoolSizeInput): number {
   return blocks;
 }
 
+/** Where the GPU's memory goes, said once at start; free as it is before the KV blocks are made. */
+export function describeMemory(plan: {
+  readonly totalBytes: number;
+  readonly freeBytes: number;
+  readonly weightBytes: number;
+  readonly kvBytes: number;
+}): string {
+  const { totalBytes, freeBytes, weightBytes, kvBytes } = plan;
+  const parts = [
+    `weights ${mebibytes(weightBytes)}`,
+    `workspace, driver and others ${mebibytes(totalBytes - freeBytes - weightBytes)}`,
+    `KV ${mebibytes(kvBytes)}`,
+    `free ${mebibytes(freeBytes - kvBytes)}`,
+  ];
+  return `GPU memory: ${parts.join(", ")}, in all ${mebibytes(totalBytes)}`;
+}
+
 function budgetBytes({ wantedBytes, utilization, isGpu, freeBytes, totalBytes }: PoolSizeInput): number {
   if (wantedBytes !== null) return wantedBytes;
   if (isGpu) return Math.max(0, freeBytes - totalBytes * (1 - utilization));

@@ -37,6 +37,8 @@ export class TierError extends Error {
 /** Headers on their way to disk at once. */
 const HEADER_BUFFERS = 64;
 const CLOSE_TIMEOUT_US = 5_000_000;
+/** Headers of so many take seconds to read. */
+const MANY_SLOTS = 200_000;
 
 /** Opened tiers, before the cache that uses them exists. */
 export class Tiers {
@@ -86,6 +88,9 @@ export class Tiers {
     const { host, disk } = residency.tiers;
     if (host !== null && this.arena?.isAdopted === true) this.say(adoptHost(host, residency, nowMs));
     if (disk === null) return;
+    if (this.#disk?.isNew === false && this.diskSlots >= MANY_SLOTS) {
+      this.say(`disk tier: reading the headers of ${this.diskSlots} slots`);
+    }
     for (const line of adoptDisk(disk, residency, this.options.diskPath, nowMs)) this.say(line);
   }
 

@@ -76,6 +76,8 @@ export class Model {
     /** Names everything that changes the numbers in a KV block. */
     readonly fingerprint: string,
     readonly maxLogits: number,
+    /** By which loading made free device memory less: on a GPU what the weights take. */
+    readonly weightBytes: number,
   ) {
     const { computeDtype, maxSequences } = device.config;
     this.#decoder = decoder;
@@ -150,6 +152,7 @@ export async function loadModel(options: LoadModelOptions): Promise<Model> {
     const library = new NativeLibrary(options.libraryPath);
     device = library.openDevice(fixed);
     setPositions(device, config);
+    const { freeBytes } = device.memoryInfo();
     const storage = matrixStorage(fixed.computeDtype as WeightDtype, options);
     const { decoder, hash } =
       check === null
@@ -157,7 +160,8 @@ export async function loadModel(options: LoadModelOptions): Promise<Model> {
         : uploadWeights(library, device, config, check, storage, options.onProgress);
     const fingerprint = fingerprintOf(device, config, options.quantization, hash);
     const maxLogits = options.maxLogits ?? options.maxSequences;
-    return new Model(device, config, decoder, generation, fingerprint, maxLogits);
+    const weightBytes = freeBytes - device.memoryInfo().freeBytes;
+    return new Model(device, config, decoder, generation, fingerprint, maxLogits, weightBytes);
   } catch (error) {
     device?.close();
     throw error;
