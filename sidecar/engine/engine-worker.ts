@@ -70,20 +70,22 @@ async function main(options: EngineWorkerOptions): Promise<void> {
 
 function createCache(model: Model, options: EngineWorkerOptions): OpenedCache {
   const { device } = model;
-  const { blockBytes } = device.blockBytes();
+  const { blockBytes, slotBytes } = device.blockBytes();
+  const memory = device.memoryInfo();
   const gpuBlocks = poolBlocks({
     wantedBlocks: options.gpuBlocks,
     wantedBytes: options.gpuMemoryBytes,
     utilization: options.gpuMemoryUtilization,
     isGpu: isGpu(model),
-    ...device.memoryInfo(),
+    ...memory,
     blockBytes,
     blockTokens: options.blockTokens,
     maxModelLen: model.maxModelLen,
   });
-  const kvBytes = gpuBlocks * device.blockBytes().slotBytes;
-  const memory = { ...device.memoryInfo(), weightBytes: model.weightBytes, kvBytes };
-  if (isGpu(model)) post({ type: "progress", message: describeMemory(memory) });
+  if (isGpu(model)) {
+    const plan = { ...memory, weightBytes: model.weightBytes, kvBytes: gpuBlocks * slotBytes };
+    post({ type: "progress", message: describeMemory(plan) });
+  }
   device.createKv(gpuBlocks);
   return openCache(model, gpuBlocks, options, (message) => post({ type: "progress", message }));
 }

@@ -2,6 +2,7 @@
 
 import type { DiskAdmission } from "../kvcache/background.ts";
 import type { PolicyName } from "../kvcache/policy.ts";
+import type { Quantization } from "../model/model.ts";
 import type { FinishReason } from "../protocol.ts";
 import type { EngineEvent, EngineRequest } from "./request.ts";
 
@@ -43,7 +44,7 @@ export interface EngineWorkerOptions {
   readonly gpuMemoryUtilization: number;
   readonly kvDtype: "auto" | "f32" | "f16" | "bf16";
   readonly computeDtype: "auto" | "f32" | "f16" | "bf16";
-  readonly quantization: "none" | "fp8";
+  readonly quantization: Quantization;
   readonly threads: number;
   readonly cache: EngineCacheOptions;
   readonly gpuIndex: number;

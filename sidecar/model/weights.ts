@@ -3,7 +3,7 @@
 // random source, which put the weights on the device.
 
 import { assert } from "../assert.ts";
-import { type Device, type DeviceAddress, type DType, NO_ADDRESS, type WeightHandle } from "../native.ts";
+import { type Device, type DeviceAddress, DTYPE_BYTES, type DType, NO_ADDRESS, type WeightHandle } from "../native.ts";
 import type { WeightDtype } from "./model-config.ts";
 import { ModelError } from "./model-error.ts";
 import type { FileRange } from "./read-ahead.ts";
@@ -38,7 +38,6 @@ export interface MatrixStorage {
 }
 
 const DTYPES: Readonly<Record<string, WeightDtype>> = { F32: "f32", F16: "f16", BF16: "bf16" };
-export const WEIGHT_DTYPE_BYTES: Readonly<Record<WeightDtype, number>> = { f32: 4, f16: 2, bf16: 2 };
 
 interface CheckpointTensor {
   readonly file: SafetensorsFile;
@@ -167,7 +166,7 @@ export class CheckpointWeights implements WeightSource {
   #upload(weight: WeightHandle, rowBegin: number, part: RowRange, cols: number): void {
     const { file, info } = this.checkpoint.get(part.tensor);
     const sourceDtype = dtypeOf(file, info);
-    const rowBytes = cols * WEIGHT_DTYPE_BYTES[sourceDtype];
+    const rowBytes = cols * DTYPE_BYTES[sourceDtype];
     if (rowBytes > this.#staging.length) this.#staging = new Uint8Array(rowBytes);
     const rowsAtOnce = Math.floor(this.#staging.length / rowBytes);
     let hash = 0n;

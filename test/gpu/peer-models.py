@@ -9,32 +9,11 @@ import statistics
 import time
 import torch
 import transformers
-from transformers import DynamicCache, GenerationConfig, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from shapes import make_model
+from transformers import DynamicCache, GenerationConfig
 
-SHAPES = {
-    "1b": dict(hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, num_attention_heads=32,
-               num_key_value_heads=8, vocab_size=128256, rope_theta=500000.0),
-    "8b": dict(hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32,
-               num_key_value_heads=8, vocab_size=128256, rope_theta=500000.0),
-    "13b": dict(hidden_size=5120, intermediate_size=13824, num_hidden_layers=40, num_attention_heads=40,
-                num_key_value_heads=40, vocab_size=32000, rope_theta=10000.0),
-    "32b": dict(hidden_size=5120, intermediate_size=27648, num_hidden_layers=64, num_attention_heads=40,
-                num_key_value_heads=8, vocab_size=152064, rope_theta=1000000.0),
-}
 HISTORY = {"1b": [2048], "8b": [8192], "13b": [2048], "32b": [2048, 8192]}
 BATCHES = {"1b": [1, 16, 64], "8b": [1, 16, 64], "13b": [1, 16], "32b": [1, 16]}
-
-
-def make(shape):
-    is_qwen = shape == "32b"
-    config = (Qwen2Config if is_qwen else LlamaConfig)(
-        max_position_embeddings=16384, rms_norm_eps=1e-5, tie_word_embeddings=False, attn_implementation="sdpa",
-        **SHAPES[shape])
-    torch.set_default_dtype(torch.bfloat16)
-    with torch.device("cuda"):
-        model = (Qwen2ForCausalLM if is_qwen else LlamaForCausalLM)(config)
-    torch.set_default_dtype(torch.float32)
-    return model.eval()
 
 
 def tokens(model, batch, count):
@@ -135,7 +114,7 @@ arguments = parser.parse_args()
 print(torch.cuda.get_device_name(), "torch", torch.__version__, "transformers", transformers.__version__)
 with torch.no_grad():  # generate_batch works in a thread of its own, which inference_mode does not reach
     for shape in arguments.shapes.split(","):
-        model = make(shape)
+        model = make_model(shape)
         if "steps" in arguments.parts:
             bench_steps(shape, model)
         if "conversations" in arguments.parts and arguments.trace and shape == "8b":

@@ -6,24 +6,14 @@ import json
 import sys
 import time
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from shapes import make_model
 
-SHAPES = {
-    "1b": dict(hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, num_attention_heads=32,
-               num_key_value_heads=8),
-    "8b": dict(hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32,
-               num_key_value_heads=8),
-}
 POSITIONS = 512
 
 shape, directory = sys.argv[1:3]
-config = LlamaConfig(vocab_size=128256, rope_theta=500000.0, max_position_embeddings=16384, rms_norm_eps=1e-5,
-                     tie_word_embeddings=False, attn_implementation="sdpa", **SHAPES[shape])
 torch.manual_seed(1)
-torch.set_default_dtype(torch.bfloat16)
-with torch.device("cuda"):
-    model = LlamaForCausalLM(config).eval()
-torch.set_default_dtype(torch.float32)
+model = make_model(shape)
+config = model.config
 with torch.inference_mode():
     # As GPT-2 is initialised: what layers add to the residual shrinks with their number. Without it a model of made-up
     # weights blows every rounding up, the reference's too.

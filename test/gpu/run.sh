@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Builds both libraries, checks the CUDA library and measures it, on any machine with an NVIDIA GPU, nvcc, g++ and Bun.
 # usage: test/gpu/run.sh [stage ...]    stages: header kernels models accuracy memcheck racecheck copies operations
-# attention skinny engine timeline peers (default: all but the last two, accuracy, memcheck, racecheck and engine). BUN names the Bun to use. Logs go to $OUT (default: a new folder under the
-# system's temporary one). The stage engine measures whole steps and turns of models of the shapes in ENGINE_SHAPES
-# (default 8b; 16 GB; 8b:fp8 quantised), beside the floor of a copy on the device at COPY_TBS (default 3.0, an H100's) TB/s.
+# attention skinny engine timeline peers (default: header kernels models copies operations attention skinny). BUN names
+# the Bun to use. Logs go to $OUT (default: a new folder under the system's temporary one). engine measures whole steps
+# and turns, timeline the kernels of steps, of models of the shapes in ENGINE_SHAPES (default 8b; 16 GB; 8b:fp8
+# quantised), beside the floor of a copy on the device at COPY_TBS (default 3.0, an H100's) TB/s.
 # accuracy and peers need python3 with torch and transformers: the former writes checkpoints of REFERENCE_SHAPES (default
 # 1b; 3 GB) and compares logits, the latter times that stack with PEER_SHAPES (default 8b).
 set -uo pipefail

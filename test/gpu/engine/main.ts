@@ -37,7 +37,7 @@ const MAX_SEQUENCES = 64;
 const BLOCK_TOKENS = 64;
 const ANSWER_TOKENS_MAX = 64;
 const HISTORY: Readonly<Record<string, readonly number[]>> = {
-  "13b": [2048], "8b": [8192], "32b": [2048, 8192], tiny: [1024],
+  "1b": [2048], "8b": [8192], "13b": [2048], "32b": [2048, 8192], tiny: [1024],
 };
 
 interface Row {
@@ -55,6 +55,11 @@ function note(shape: string, what: string, measured: number, unit: string, floor
   rows.push({ shape, what, measured, unit, floor });
   const bound = floor === null ? "" : `  floor ${floor.toFixed(2)}  x ${(measured / floor).toFixed(2)}`;
   console.log(`${shape.padEnd(8)} ${what.padEnd(48)} ${measured.toFixed(2).padStart(9)} ${unit}${bound}`);
+}
+
+/** Of a shape such as 8b or 8b:fp8. */
+function sizeOf(shape: string): string {
+  return shape.split(":")[0]!;
 }
 
 function isFp8(shape: string): boolean {
@@ -91,7 +96,7 @@ function benchDecode(shape: string, model: Model, raw: RawSteps): void {
   const perStep = (count: number) =>
     (weightBytes(shape, model) + count * context * kvBytesPerToken(model)) / COPY_BYTES_PER_MS;
   for (const count of [1, 16, 48, 64]) {
-    if ((count === 48) !== shape.startsWith("13b") && count >= 48) continue;
+    if ((count === 48) !== (sizeOf(shape) === "13b") && count >= 48) continue;
     try {
       const { stepMs, deviceMs } = raw.decodeMs(count, context, 40);
       note(shape, `decode, batch ${count}, ${context} of context`, stepMs, "ms", perStep(count));
@@ -104,7 +109,7 @@ function benchDecode(shape: string, model: Model, raw: RawSteps): void {
 
 function benchTurns(shape: string, model: Model, options: BenchEngineOptions, raw: RawSteps): void {
   const places: readonly Place[] = ["recompute", "gpu", "host", "host, no pre-loading", "host, load or compute"];
-  for (const history of HISTORY[shape.split(":")[0]!]!) {
+  for (const history of HISTORY[sizeOf(shape)]!) {
     const loadMs = (history * kvBytesPerToken(model)) / HOST_BYTES_PER_MS;
     const computeMs = raw.prefillMs(history, 128, 6);
     note(shape, `128 new tokens behind ${history} on the gpu`, computeMs, "ms", null);
@@ -161,7 +166,7 @@ async function bench(shape: string, parts: ReadonlySet<string>): Promise<void> {
   const beginMs = performance.now();
   const model = await loadModel({
     libraryPath: libraryPath!,
-    directory: modelDirectory(shape.split(":")[0]!),
+    directory: modelDirectory(sizeOf(shape)),
     randomWeights: true,
     maxModelLen: 9216,
     maxRows: MAX_ROWS,

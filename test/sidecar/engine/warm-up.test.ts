@@ -1,5 +1,4 @@
-// The steps that a GPU runs before the first request: which sizes they have, and that a cache behind them serves what
-// it would have served without.
+// The steps that a GPU runs before the first request: which sizes they have, here on the CPU.
 
 import { describe, expect, test } from "bun:test";
 import { join } from "node:path";
