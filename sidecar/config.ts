@@ -16,7 +16,7 @@ export const SIDECAR_OPTIONS: readonly OptionSpec[] = [
   { flag: "threads", value: "N", fallback: "0", help: "CPU compute threads; 0: one less than the cores" },
   { flag: "kv-dtype", value: "auto|f32|bf16|f16", fallback: "auto", help: "number format of the KV cache; auto: that of the weights" },
   { flag: "compute-dtype", value: "auto|f32|bf16|f16", fallback: "auto", help: "number format of activations on the GPU (the CPU computes in f32)" },
-  { flag: "quantization", value: "none|fp8", fallback: "none", help: "fp8: keep the layers' matrices in 8 bits (E4M3, a scale a row), and round prompts' activations likewise; GPUs of compute capability 9.0" },
+  { flag: "quantization", value: "none|fp8", fallback: "none", help: "fp8: keep the layers' matrices in 8 bits (E4M3, a scale a row), and round prompts' activations likewise; GPUs of compute capability 8.9 or newer" },
   { flag: "max-model-len", value: "TOKENS", fallback: null, help: "longest prompt + answer; default: what the model was made for" },
   { flag: "max-num-seqs", value: "N", fallback: "32", help: "sequences that run at once" },
   { flag: "max-batch-tokens", value: "N", fallback: "512", help: "tokens computed in one step; longer prompts are cut in chunks" },

@@ -5,6 +5,8 @@
 # the Bun to use. Logs go to $OUT (default: a new folder under the system's temporary one). engine measures whole steps
 # and turns, timeline the kernels of steps, of models of the shapes in ENGINE_SHAPES (default 8b; 16 GB; 8b:fp8
 # quantised), beside the floor of a copy on the device at COPY_TBS (default 3.0, an H100's) TB/s.
+# kernels runs the products a second time with KVASIR_CUDA_FP8_SCALES=after: FP8 as on GPUs whose products take no scale
+# for each row and output (any but compute capability 9.0).
 # accuracy and peers need python3 with torch and transformers: the former writes checkpoints of REFERENCE_SHAPES (default
 # 1b; 3 GB) and compares logits, the latter times that stack with PEER_SHAPES (default 8b).
 set -uo pipefail
@@ -63,6 +65,9 @@ compile_kernel_check() {
       kernels)
         compile_kernel_check && "$work/kernel-check" "$cpu" "$cuda"
         count $? "kernels"
+        echo "-- FP8 with scales after the product"
+        KVASIR_CUDA_FP8_SCALES=after "$work/kernel-check" "$cpu" "$cuda" matmul
+        count $? "kernels with FP8 scales after the product"
         ;;
       memcheck)
         compile_kernel_check &&

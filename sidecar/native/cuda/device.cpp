@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <cstdio>
+#include <cstring>
 
 #include "attention.h"
 #include "convert.h"
@@ -146,14 +147,17 @@ kvs_status kvs_close(kvs_device* device) {
 kvs_status kvs_device_info(kvs_device* device, char* json, uint32_t capacity_bytes) {
   return with_device(device, [&](kvs_device& d) {
     require(json != nullptr && capacity_bytes > 0, "json must not be null");
+    const char* fp8_scales = d.matmuls.fp8_scales();
+    const bool is_scaled_after = std::strcmp(fp8_scales, "after") == 0;
     // numeric_mode names what decides bits, as far as a GPU promises any: change the number with the kernels.
     std::snprintf(json, capacity_bytes,
                   "{\"backend\":\"cuda\",\"name\":\"%s\",\"isa\":\"sm_%d\",\"threads\":%d,"
-                  "\"numeric_mode\":\"cuda-sm%d-1\",\"memory_bytes\":%llu,"
+                  "\"numeric_mode\":\"cuda-sm%d-1%s\",\"memory_bytes\":%llu,\"fp8_scales\":\"%s\","
                   "\"scattered_loads\":\"%s\",\"scattered_saves\":\"%s\",\"host_slots_pinned\":%u}",
                   d.gpu.name.c_str(), d.gpu.compute_capability, d.gpu.sm_count, d.gpu.compute_capability,
-                  static_cast<unsigned long long>(d.gpu.memory_bytes), kvs::name_of(d.copies.load),
-                  kvs::name_of(d.copies.save), d.registration == nullptr ? 0 : d.registration->ready_slots());
+                  is_scaled_after ? "-fp8-after" : "", static_cast<unsigned long long>(d.gpu.memory_bytes), fp8_scales,
+                  kvs::name_of(d.copies.load), kvs::name_of(d.copies.save),
+                  d.registration == nullptr ? 0 : d.registration->ready_slots());
   });
 }
 

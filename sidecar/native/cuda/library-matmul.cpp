@@ -18,6 +18,8 @@ constexpr uint64_t workspace_bytes = 64ull << 20;
 /** Written between timed runs: more than any level-2 cache, so that weights come from memory as they do in a model.
  */
 constexpr uint64_t flush_bytes = 96ull << 20;
+/** The first version that knows outer-vector scales: older ones call the attribute an error. */
+constexpr uint64_t outer_vector_version = 120900;
 constexpr int candidate_count = 16;
 constexpr int timed_runs = 3;
 
@@ -42,7 +44,7 @@ ProductShape bucket_of(ProductShape shape) {
 std::string key_of(const ProductShape& s) {
   return std::to_string(s.input_type) + "-" + std::to_string(s.output_type) + "-" + std::to_string(s.rows) + "x" +
          std::to_string(s.outputs) + "x" + std::to_string(s.inputs) + (s.is_accumulating ? "-acc" : "") +
-         (s.has_bias ? "-bias" : "");
+         (s.has_bias ? "-bias" : "") + (s.input_type == CUDA_R_8F_E4M3 && !s.has_scales ? "-unscaled" : "");
 }
 
 std::string file_prefix(const Gpu& gpu, const cublaslt::Api& api) {
@@ -108,13 +110,13 @@ std::unique_ptr<LibraryMatmul::Plan> LibraryMatmul::make_plan(const ProductShape
     set(cublaslt::desc_epilogue, cublaslt::epilogue_bias);
     set(cublaslt::desc_bias_data_type, static_cast<int32_t>(bias_type_of(s)));
   }
-  if (s.input_type == CUDA_R_8F_E4M3) {
+  if (s.input_type == CUDA_R_8F_E4M3) set(cublaslt::desc_fast_accumulation, static_cast<int8_t>(0));
+  if (s.has_scales) {
     set(cublaslt::desc_a_scale_mode, cublaslt::scale_mode_outer_vector);
     set(cublaslt::desc_b_scale_mode, cublaslt::scale_mode_outer_vector);
     // The check of an algorithm wants pointers; each call sets its own.
     set(cublaslt::desc_a_scale_pointer, static_cast<const void*>(workspace_.as()));
     set(cublaslt::desc_b_scale_pointer, static_cast<const void*>(workspace_.as()));
-    set(cublaslt::desc_fast_accumulation, static_cast<int8_t>(0));
   }
   const auto layout = [&](cublaslt::MatrixLayout& out, cudaDataType_t type, uint32_t rows, uint32_t cols) {
     check_library(api_.layout_create(&out, type, rows, cols, rows), "cublasLtMatrixLayoutCreate");
@@ -126,6 +128,7 @@ std::unique_ptr<LibraryMatmul::Plan> LibraryMatmul::make_plan(const ProductShape
 }
 
 bool LibraryMatmul::supports(const ProductShape& shape) {
+  if (shape.has_scales && api_.get_version() < outer_vector_version) return false;
   const std::unique_ptr<Plan> plan = make_plan(shape);
   HeuristicResult result{};
   int count = 0;
@@ -234,7 +237,7 @@ void LibraryMatmul::run(const Plan& plan, const Product& product, void* y, cudaS
     check_library(api_.desc_set(plan.desc, attribute, &pointer, sizeof pointer), "cublasLtMatmulDescSetAttribute");
   };
   if (product.shape.has_bias) set(cublaslt::desc_bias_pointer, product.bias);
-  if (product.weight_scales != nullptr) {
+  if (product.shape.has_scales) {
     set(cublaslt::desc_a_scale_pointer, product.weight_scales);
     set(cublaslt::desc_b_scale_pointer, product.x_scales);
   }

@@ -29,8 +29,11 @@ struct ProductShape {
   uint32_t inputs;
   bool is_accumulating;
   bool has_bias;
+  bool has_scales;  // of rows and outputs, in the product: F8E4M3 inputs only, which without them count as they are
 
-  auto tie() const { return std::tie(input_type, output_type, rows, outputs, inputs, is_accumulating, has_bias); }
+  auto tie() const {
+    return std::tie(input_type, output_type, rows, outputs, inputs, is_accumulating, has_bias, has_scales);
+  }
   bool operator<(const ProductShape& other) const { return tie() < other.tie(); }
 };
 
@@ -45,7 +48,7 @@ struct Product {
   const void* x;
   const void* weight;
   const void* bias;       // (outputs) of bias_type_of(shape), or null
-  const float* x_scales;  // (rows), (outputs): F8E4M3 inputs only
+  const float* x_scales;  // (rows), (outputs): of a shape that has scales
   const float* weight_scales;
 };
 

@@ -2,13 +2,19 @@
 
 #include "matmul.h"
 
+#include <cstdlib>
+#include <string_view>
+
 #include "convert.h"
 #include "device.h"
+#include "scale-product.h"
 #include "skinny-matmul.h"
 
 namespace kvs {
 
 namespace {
+
+constexpr int fp8_capability_min = 89;
 
 cudaDataType_t cuda_type(kvs_dtype dtype) {
   switch (dtype) {
@@ -42,6 +48,18 @@ SkinnyMatmulArgs skinny_args(const MatmulArgs& args, const kvs_device_config& co
   return skinny;
 }
 
+/** So that what serves GPUs without scales inside products can be checked on one that has them. */
+bool wants_scales_after() {
+  static const char* const wanted = std::getenv("KVASIR_CUDA_FP8_SCALES");
+  return wanted != nullptr && std::string_view(wanted) == "after";
+}
+
+/** Of an FP8 product before its scales: F32 ones lie where y will, others in memory of their own, in BF16 whatever the
+ * compute type, as F16 ends at 65504: 448 x 448 is more. */
+kvs_dtype sums_dtype_of(const MatmulArgs& args) {
+  return args.is_f32_out && !args.is_accumulating ? KVS_F32 : KVS_BF16;
+}
+
 /** Grows `memory` to `bytes`; what captured graphs may still use is kept. */
 void grow(DeviceMemory& memory, uint64_t bytes, std::vector<DeviceMemory>& outgrown, const char* purpose) {
   if (memory.bytes() >= bytes) return;
@@ -58,32 +76,55 @@ Matmuls::Matmuls(const kvs_device_config& config, const Gpu& gpu) : config_(conf
   if (bytes != 0) check_cuda(cudaMemset(skinny_workspace_.as(), 0, bytes), "cudaMemset");
 }
 
-void Matmuls::prepare(const kvs_weight& weight) {
+void Matmuls::prepare(kvs_weight& weight) {
   grow(bias_, static_cast<uint64_t>(weight.rows) * sizeof(float), outgrown_, "a bias");
   if (weight.dtype == config_.compute_dtype) return;
   if (weight.dtype != KVS_F8E4M3 || config_.compute_dtype == KVS_F32) {
     fail(KVS_UNSUPPORTED, "this device multiplies weights of its compute type, or F8E4M3 with F16 or BF16");
   }
-  const cudaDataType_t y_type = cuda_type(config_.compute_dtype);
-  if (!library_.supports({CUDA_R_8F_E4M3, y_type, 256, weight.rows, weight.cols, false, false})) {
-    fail(
-        KVS_UNSUPPORTED,
-        "no FP8 product for a (%u, %u) matrix here: both must be multiples of 16, the GPU of compute capability 9.0, "
-        "cuBLASLt 12.9 or newer",
-        weight.rows, weight.cols);
+  prepare_fp8(weight);
+}
+
+void Matmuls::prepare_fp8(kvs_weight& weight) {
+  // Not asked of the library: whatever it says, these GPUs have no FP8 in their matrix units.
+  if (gpu_.compute_capability < fp8_capability_min) {
+    fail(KVS_UNSUPPORTED, "FP8 needs a GPU of compute capability 8.9 or newer: %s has %d.%d", gpu_.name.c_str(),
+         gpu_.compute_capability / 10, gpu_.compute_capability % 10);
   }
-  grow(x_, static_cast<uint64_t>(config_.max_rows) * weight.cols, outgrown_, "FP8 activations");
-  grow(x_scales_, static_cast<uint64_t>(config_.max_rows) * sizeof(float), outgrown_, "FP8 activation scales");
+  const uint64_t max_rows = config_.max_rows;
+  const cudaDataType_t y_type = cuda_type(config_.compute_dtype);
+  const ProductShape scaled{CUDA_R_8F_E4M3, y_type, 256, weight.rows, weight.cols, false, false, true};
+  const ProductShape unscaled{CUDA_R_8F_E4M3, CUDA_R_16BF, 256, weight.rows, weight.cols, false, false, false};
+  // Inside the product they cost nothing.
+  weight.is_scaled_after = wants_scales_after() || !library_.supports(scaled);
+  if (weight.is_scaled_after) {
+    if (!library_.supports(unscaled)) {
+      fail(KVS_UNSUPPORTED,
+           "cuBLASLt has no FP8 product for a (%u, %u) matrix on %s: both must be multiples of 16, and cuBLASLt new "
+           "enough for this GPU",
+           weight.rows, weight.cols, gpu_.name.c_str());
+    }
+    grow(sums_, max_rows * weight.rows * dtype_bytes(KVS_BF16), outgrown_, "FP8 products before their scales");
+  }
+  grow(x_, max_rows * weight.cols, outgrown_, "FP8 activations");
+  grow(x_scales_, max_rows * sizeof(float), outgrown_, "FP8 activation scales");
 }
 
 ProductShape Matmuls::shape_of(const MatmulArgs& args) const {
-  return {cuda_type(args.weight->dtype),
-          args.is_f32_out ? CUDA_R_32F : cuda_type(config_.compute_dtype),
-          args.row_count,
-          args.weight->rows,
-          args.weight->cols,
-          args.is_accumulating,
-          args.bias != nullptr};
+  ProductShape shape{};
+  shape.input_type = cuda_type(args.weight->dtype);
+  shape.rows = args.row_count;
+  shape.outputs = args.weight->rows;
+  shape.inputs = args.weight->cols;
+  if (args.weight->is_scaled_after) {
+    shape.output_type = cuda_type(sums_dtype_of(args));
+    return shape;
+  }
+  shape.output_type = args.is_f32_out ? CUDA_R_32F : cuda_type(config_.compute_dtype);
+  shape.is_accumulating = args.is_accumulating;
+  shape.has_bias = args.bias != nullptr;
+  shape.has_scales = args.weight->dtype == KVS_F8E4M3;
+  return shape;
 }
 
 bool Matmuls::is_known(const MatmulArgs& args) const {
@@ -98,6 +139,14 @@ bool Matmuls::enqueue_skinny(const MatmulArgs& args, cudaStream_t stream) const 
   return true;
 }
 
+/** In the type that the library wants. */
+const void* Matmuls::bias_of(const MatmulArgs& args, const ProductShape& shape, cudaStream_t stream) const {
+  const cudaDataType_t type = bias_type_of(shape);
+  if (!shape.has_bias || type == CUDA_R_32F) return args.bias;
+  convert(bias_.as(), type == CUDA_R_16F ? KVS_F16 : KVS_BF16, args.bias, KVS_F32, shape.outputs, stream);
+  return bias_.as();
+}
+
 void Matmuls::enqueue(const MatmulArgs& args, cudaStream_t stream) {
   if (enqueue_skinny(args, stream)) return;
   Product product{};
@@ -105,13 +154,7 @@ void Matmuls::enqueue(const MatmulArgs& args, cudaStream_t stream) {
   product.y = args.y;
   product.x = args.x;
   product.weight = args.weight->memory.as();
-  product.bias = args.bias;
-  const cudaDataType_t bias_type = bias_type_of(product.shape);
-  if (args.bias != nullptr && bias_type != CUDA_R_32F) {
-    const kvs_dtype dtype = bias_type == CUDA_R_16F ? KVS_F16 : KVS_BF16;
-    convert(bias_.as(), dtype, args.bias, KVS_F32, args.weight->rows, stream);
-    product.bias = bias_.as();
-  }
+  product.bias = bias_of(args, product.shape, stream);
   if (args.weight->dtype == KVS_F8E4M3) {
     quantise_rows(x_.as(), x_scales_.as<float>(), args.x, config_.compute_dtype, args.row_count, args.weight->cols,
                   stream);
@@ -119,7 +162,29 @@ void Matmuls::enqueue(const MatmulArgs& args, cudaStream_t stream) {
     product.x_scales = x_scales_.as<const float>();
     product.weight_scales = args.weight->scales.as<const float>();
   }
+  if (args.weight->is_scaled_after) {
+    enqueue_scaled_after(product, args, stream);
+  } else {
+    library_.enqueue(product, stream);
+  }
+}
+
+void Matmuls::enqueue_scaled_after(Product product, const MatmulArgs& args, cudaStream_t stream) {
+  const kvs_dtype sums_dtype = sums_dtype_of(args);
+  product.y = sums_dtype == KVS_F32 ? args.y : sums_.as();
   library_.enqueue(product, stream);
+  ScaleProductArgs scaling{};
+  scaling.y = args.y;
+  scaling.sums = product.y;
+  scaling.row_scales = product.x_scales;
+  scaling.output_scales = product.weight_scales;
+  scaling.bias = args.bias;
+  scaling.y_dtype = args.is_f32_out ? kvs_dtype{KVS_F32} : config_.compute_dtype;
+  scaling.sums_dtype = sums_dtype;
+  scaling.rows = args.row_count;
+  scaling.outputs = args.weight->rows;
+  scaling.is_accumulating = args.is_accumulating;
+  scale_product(scaling, stream);
 }
 
 }  // namespace kvs

@@ -26,17 +26,22 @@ class Matmuls {
  public:
   Matmuls(const kvs_device_config& config, const Gpu& gpu);
 
-  /** Makes room for products with this matrix. Throws Failure(KVS_UNSUPPORTED) when there is no product for its type.
-   */
-  void prepare(const kvs_weight& weight);
+  /** Makes room for products with this matrix and settles where its scales come in. Throws Failure(KVS_UNSUPPORTED)
+   * when there is no product for its type. */
+  void prepare(kvs_weight& weight);
+  /** Where those of FP8 matrices came in so far: "inside" the product, "after" it; "none": there is no such matrix. */
+  const char* fp8_scales() const { return !sums_.is_empty() ? "after" : !x_.is_empty() ? "inside" : "none"; }
   /** Whether a product of this kind may be timed first, see LibraryMatmul::is_known. */
   bool is_known(const MatmulArgs& args) const;
   void enqueue(const MatmulArgs& args, cudaStream_t stream);
   void settle() { library_.settle(); }
 
  private:
+  void prepare_fp8(kvs_weight& weight);
   ProductShape shape_of(const MatmulArgs& args) const;
   bool enqueue_skinny(const MatmulArgs& args, cudaStream_t stream) const;
+  const void* bias_of(const MatmulArgs& args, const ProductShape& shape, cudaStream_t stream) const;
+  void enqueue_scaled_after(Product product, const MatmulArgs& args, cudaStream_t stream);
 
   const kvs_device_config config_;
   const Gpu gpu_;
@@ -45,6 +50,7 @@ class Matmuls {
   DeviceMemory bias_;                   // a bias in the type of y
   DeviceMemory x_;                      // F8E4M3 x
   DeviceMemory x_scales_;               // (max_rows)
+  DeviceMemory sums_;                   // BF16 y before scales, where they come after
   std::vector<DeviceMemory> outgrown_;  // captured graphs may still use them
 };
 

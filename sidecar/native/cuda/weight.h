@@ -17,5 +17,6 @@ struct kvs_weight {
   const uint32_t cols;
   const kvs_dtype dtype;
   kvs::DeviceMemory memory;
-  kvs::DeviceMemory scales;  // (rows) F32; F8E4M3 only: value = scale * stored
+  kvs::DeviceMemory scales;      // (rows) F32; F8E4M3 only: value = scale * stored
+  bool is_scaled_after = false;  // F8E4M3 only: the library's product knows no such scales, see Matmuls::prepare
 };
