@@ -27,8 +27,8 @@ struct Gelu {
 template <class Activation, class Element, class T>
 __global__ void activation_kernel(T* y, const T* x, uint32_t size) {
   constexpr uint32_t width = sizeof(Element) / sizeof(T);
+  let_next_kernel_start();  // it waits for this one, which waits for the one before
   wait_for_previous_kernels();
-  let_next_kernel_start();
   const uint32_t i = blockIdx.x * threads + threadIdx.x;
   if (i >= size) return;
   const uint64_t row = blockIdx.y;

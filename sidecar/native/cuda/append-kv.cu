@@ -105,20 +105,20 @@ __device__ void norm_lanes(float (&values)[width], uint32_t lane, const float* w
 template <class T, uint32_t lanes>
 __global__ void __launch_bounds__(threads)
     append_kv_vectors_kernel(T* q, const T* qkv, const __grid_constant__ AppendKvArgs args) {
+  let_next_kernel_start();  // it waits for this one, which waits for the one before
   wait_for_previous_kernels();
-  let_next_kernel_start();
   const uint32_t row = blockIdx.x;
-  const int32_t block = args.step.row_block[row];
-  if (block < -1) return;  // padding
   const uint32_t head_count = args.heads + 2 * args.kv_heads;
   const uint32_t index = blockIdx.y * (threads / lanes) + threadIdx.x / lanes;
   const uint32_t lane = threadIdx.x % lanes;
   const bool is_in_head = index < head_count && lane * width < args.head_dim;
-  // Lanes past the end take part in the shuffles.
-  const HeadPlan plan = plan_head(row, min(index, head_count - 1), block, args);
   const uint64_t from = (static_cast<uint64_t>(row) * head_count + index) * args.head_dim + lane * width;
   Vector<T> vector = is_in_head ? *reinterpret_cast<const Vector<T>*>(qkv + from) : Vector<T>{};
-  if (args.q_norm != nullptr || args.k_norm != nullptr || args.rotary_dim != 0) {
+  const int32_t block = args.step.row_block[row];
+  if (block < -1) return;  // padding
+  // Lanes past the end take part in the shuffles.
+  const HeadPlan plan = plan_head(row, min(index, head_count - 1), block, args);
+  if (__any_sync(full_warp, plan.norm != nullptr || plan.is_turned)) {
     float values[width];
 #pragma unroll
     for (uint32_t k = 0; k < width; ++k) values[k] = is_in_head ? to_float(vector.values[k]) : 0.0f;
@@ -177,8 +177,8 @@ template <class T, class Kv>
 __global__ void __launch_bounds__(threads)
     append_kv_elements_kernel(T* q, const T* qkv, const __grid_constant__ AppendKvArgs args) {
   __shared__ float heads[warps][head_dim_max];
+  let_next_kernel_start();  // it waits for this one, which waits for the one before
   wait_for_previous_kernels();
-  let_next_kernel_start();
   const uint32_t row = blockIdx.x;
   const int32_t block = args.step.row_block[row];
   if (block < -1) return;  // padding

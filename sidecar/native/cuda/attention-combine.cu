@@ -65,7 +65,7 @@ __device__ void combine_rows(const PrefillParams& p, const PrefillItem& item, in
       const int at = begin + w * threads;
       const int row = at / row_chunks;
       const int dim = at % row_chunks * 4;
-      const int token = row / p.packed_heads;
+      const int token = p.token_of(row);
       if (at >= row_end * row_chunks || token >= item.tile.tokens || dim >= p.head_dim) continue;
       const float4& total = sums[w].total;
       const float inverse = 1.0f / sums[w].sum;

@@ -222,7 +222,7 @@ __device__ void gather_chunk(const PrefillParams& p, const SequenceWork& work, i
       partner.w = __shfl_sync(full_warp, keys[i].w, partner_lane);
       const int64_t at = static_cast<int64_t>(key & -p.block_tokens) * p.rotary_half + turn.pair;
       if (turn.is_turned && key < context) {
-        keys[i] = turn_chunk<T>(keys[i], partner, p.cosine + at, p.sine + at, turn.is_low);
+        keys[i] = turn_chunk<T>(keys[i], partner, Angles(p.cosine + at, p.sine + at), turn.is_low);
       }
     }
     const uint64_t to = (head_to + row_to + row + i * rows_each) * row_chunks + chunk;

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "attention-hopper.cuh"
+#include "attention-query.cuh"
 
 namespace kvs {
 
@@ -52,11 +53,17 @@ __device__ __forceinline__ void mask_scores(const PrefillParams& p, const Prefil
 #pragma unroll
   for (int j = 0; j < 2; ++j) {
     const int row = first_row + j * 8;
-    const int token = row / p.packed_heads;
+    const int token = p.token_of(row);
     const int to_first_key = first_key + threadIdx.x % 4 * 2 - item.tile.first_position - token;
-    float slope = 0.0f;
     if (p.slopes != nullptr) {
-      slope = p.slopes[item.head_begin + row - token * p.packed_heads] * 1.44269504f / p.scale_log2;
+      const float slope = p.slopes[item.head_begin + row - token * p.packed_heads] * 1.44269504f / p.scale_log2;
+#pragma unroll
+      for (int n = 0; n < 16; ++n) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          score[n * 4 + j * 2 + i] += slope * static_cast<float>(to_first_key + n * 8 + i);
+        }
+      }
     }
     const int lowest = p.window > 0 ? -p.window : INT32_MIN;
 #pragma unroll
@@ -64,9 +71,7 @@ __device__ __forceinline__ void mask_scores(const PrefillParams& p, const Prefil
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         const int distance = to_first_key + n * 8 + i;
-        float& value = score[n * 4 + j * 2 + i];
-        value += slope * static_cast<float>(distance);
-        if (distance > 0 || distance <= lowest) value = -INFINITY;
+        if (distance > 0 || distance <= lowest) score[n * 4 + j * 2 + i] = -INFINITY;
       }
     }
   }
@@ -134,13 +139,15 @@ struct PlainTiles {
 template <typename Shape>
 __device__ void load_query(const PrefillParams& p, const PrefillItem& item, const Pipeline& pipeline,
                            char* shared_query, int group) {
-  constexpr int row_chunks = Shape::D / 8;
-#pragma unroll 4
-  for (int i = threadIdx.x % group_threads; i < group_rows * row_chunks; i += group_threads) {
-    const int row = group * group_rows + i / row_chunks;
-    const int chunk = i % row_chunks;
-    *reinterpret_cast<uint4*>(shared_query + swizzled(row, chunk)) =
-        turned_query_chunk<typename Shape::T>(p, item, row, chunk);
+  constexpr int row_pairs = Shape::D / 16;
+  constexpr int row_step = group_threads / row_pairs;
+  const int first = group * group_rows + threadIdx.x % group_threads / row_pairs;
+#pragma unroll 1
+  for (int row = first; row < (group + 1) * group_rows; row += 2 * row_step) {
+    load_queries<typename Shape::T, 2, row_step>(
+        p, item, row, threadIdx.x % row_pairs, [&](int to, int chunk, const uint4& values) {
+          *reinterpret_cast<uint4*>(shared_query + swizzled(to, chunk)) = values;
+        });
   }
   fence_async_proxy();
   group_sync(group);
@@ -245,11 +252,12 @@ __device__ void store_rows(const PrefillParams& p, const PrefillItem& item, char
     }
   }
   __syncwarp();
-#pragma unroll 4
-  for (int i = lane; i < 16 * Shape::D / 8; i += 32) {
-    const int row = warp_row + i / (Shape::D / 8);
-    const int chunk = i % (Shape::D / 8);
-    const int token = row / p.packed_heads;
+  constexpr int row_chunks = Shape::D / 8;
+  const int chunk = lane % row_chunks;
+#pragma unroll
+  for (int i = 0; i < 16; i += 32 / row_chunks) {
+    const int row = warp_row + i + lane / row_chunks;
+    const int token = p.token_of(row);
     if (token >= item.tile.tokens || chunk * 8 >= p.head_dim) continue;
     T* to = static_cast<T*>(p.y) + row_offset(p, item, token, row - token * p.packed_heads) + chunk * 8;
     *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(shared_query + swizzled(row, chunk));

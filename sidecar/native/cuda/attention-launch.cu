@@ -69,6 +69,7 @@ PrefillParams prefill_params(const AttentionArgs& args, const AttentionLayout& l
   p.heads = static_cast<int>(args.heads);
   p.group = static_cast<int>(args.heads / args.kv_heads);
   p.packed_heads = static_cast<int>(packed_heads(args.heads / args.kv_heads));
+  p.packed_inverse = (65536 + p.packed_heads - 1) / p.packed_heads;
   p.head_dim = static_cast<int>(args.head_dim);
   p.rotary_half = static_cast<int>(args.rotary_dim / 2);
   p.block_tokens = static_cast<int>(args.block_tokens);

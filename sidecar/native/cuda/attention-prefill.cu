@@ -3,6 +3,7 @@
 // work.
 
 #include "attention-prefill.cuh"
+#include "attention-query.cuh"
 #include "launch.cuh"
 
 namespace kvs {
@@ -166,7 +167,7 @@ struct LaneRows {
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
         const int row = first_row + m * 16 + j * 8 + threadIdx.x % 32 / 4;
-        const int token = row / p.packed_heads;
+        const int token = p.token_of(row);
         position[m][j] = item.tile.first_position + token;
         slope[m][j] = 0.0f;
         if (p.slopes != nullptr) {
@@ -217,7 +218,7 @@ __device__ void store_rows(const PrefillParams& p, const PrefillItem& item, char
   for (int i = lane; i < Shape::row_tiles * 16 * Shape::D / 8; i += 32) {
     const int row = first_row + i / (Shape::D / 8);
     const int chunk = i % (Shape::D / 8);
-    const int token = row / p.packed_heads;
+    const int token = p.token_of(row);
     if (token >= item.tile.tokens || chunk * 8 >= p.head_dim) continue;
     T* to = static_cast<T*>(p.y) + row_offset(p, item, token, row - token * p.packed_heads) + chunk * 8;
     *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(query + row * Shape::pitch + chunk * 16);
@@ -265,10 +266,13 @@ __device__ void attend_item(const PrefillParams& p, const PrefillItem& item, cha
 
   fetch_rows<Shape>(keys, key_rows);
   copy_async_commit();
-  for (int i = threadIdx.x; i < Shape::rows * Shape::D / 8; i += threads) {
-    const int row = i / (Shape::D / 8);
-    const int chunk = i % (Shape::D / 8);
-    *reinterpret_cast<uint4*>(shared + row * Shape::pitch + chunk * 16) = turned_query_chunk<T>(p, item, row, chunk);
+  constexpr int row_pairs = Shape::D / 16;
+  constexpr int row_step = threads / row_pairs;
+  for (int first = threadIdx.x / row_pairs; first < Shape::rows; first += 2 * row_step) {
+    load_queries<T, 2, row_step>(
+        p, item, first, threadIdx.x % row_pairs, [&](int row, int chunk, const uint4& values) {
+          *reinterpret_cast<uint4*>(shared + row * Shape::pitch + chunk * 16) = values;
+        });
   }
   state.reset();
   for (int key = key_begin; key < key_end; key += Shape::keys) {

@@ -49,6 +49,7 @@ struct PrefillParams {
   int heads;
   int group;         // query heads of a kv head
   int packed_heads;  // query heads of a tile: a divisor of group
+  int packed_inverse;  // 65536 / packed_heads, rounded up
   int head_dim;
   int rotary_half;
   int block_tokens;
@@ -69,6 +70,8 @@ struct PrefillParams {
   void* values;
   int key_capacity;
 
+  /** Of a row of a tile: row / packed_heads, exact for the 128 there can be. */
+  __device__ int token_of(int row) const { return row * packed_inverse >> 16; }
   __host__ __device__ int units() const { return (kv_head_end - kv_head_begin) * (group / packed_heads); }
 };
 
@@ -107,13 +110,26 @@ __device__ __forceinline__ uint64_t row_offset(const PrefillParams& p, const Pre
   return (static_cast<uint64_t>(item.tile.row_begin + token) * p.heads + item.head_begin + head) * p.head_dim;
 }
 
-/** 8 values turned by the angles of 8 pairs: own * cos -+ partner * sin. */
+/** Of 8 neighbouring pairs. */
+struct Angles {
+  float4 cosine[2];
+  float4 sine[2];
+
+  Angles() = default;
+  __device__ __forceinline__ Angles(const float* c, const float* s) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      cosine[i] = __ldg(reinterpret_cast<const float4*>(c) + i);
+      sine[i] = __ldg(reinterpret_cast<const float4*>(s) + i);
+    }
+  }
+};
+
+/** 8 values turned by the angles of their pairs: own * cos -+ partner * sin. */
 template <typename T>
-__device__ __forceinline__ uint4 turn_chunk(uint4 own, uint4 partner, const float* cosine, const float* sine,
-                                            bool is_low) {
-  const float4 c[2] = {__ldg(reinterpret_cast<const float4*>(cosine)),
-                       __ldg(reinterpret_cast<const float4*>(cosine) + 1)};
-  const float4 s[2] = {__ldg(reinterpret_cast<const float4*>(sine)), __ldg(reinterpret_cast<const float4*>(sine) + 1)};
+__device__ __forceinline__ uint4 turn_chunk(uint4 own, uint4 partner, const Angles& angles, bool is_low) {
+  const float4(&c)[2] = angles.cosine;
+  const float4(&s)[2] = angles.sine;
   const float sign = is_low ? -1.0f : 1.0f;
   const auto pair = [&](uint32_t a, uint32_t b, float cx, float cy, float sx, float sy) {
     const float2 x = unpack_pair<T>(a);
@@ -139,21 +155,6 @@ struct ChunkTurn {
     pair = is_low ? chunk * 8 : chunk * 8 - rotary_half;
   }
 };
-
-/** 8 values of a tile's row of q, turned by its position; zeros outside the tile. */
-template <typename T>
-__device__ __forceinline__ uint4 turned_query_chunk(const PrefillParams& p, const PrefillItem& item, int row,
-                                                    int chunk) {
-  const int token = row / p.packed_heads;
-  if (token >= item.tile.tokens || chunk * 8 >= p.head_dim) return {0, 0, 0, 0};
-  const uint4* from = reinterpret_cast<const uint4*>(static_cast<const T*>(p.q) +
-                                                     row_offset(p, item, token, row - token * p.packed_heads));
-  const uint4 own = from[chunk];
-  const ChunkTurn turn(chunk, p.rotary_half);
-  if (!turn.is_turned) return own;
-  const int64_t at = static_cast<int64_t>(item.tile.first_position + token) * p.rotary_half + turn.pair;
-  return turn_chunk<T>(own, from[turn.partner], p.cosine + at, p.sine + at, turn.is_low);
-}
 
 /** Makes the plan, gathers keys (turned to their positions) and, where wanted, values of the pass, clears rows of
  * padding. */

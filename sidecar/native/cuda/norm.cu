@@ -1,5 +1,5 @@
-// kvs_rms_norm and kvs_layer_norm: one block a row. A row is read once, 16 bytes a thread, and kept in registers;
-// rows of odd sizes or addresses go element by element.
+// kvs_rms_norm and kvs_layer_norm: one block a row, or every n-th row. A row is read once, 16 bytes a thread, and kept
+// in registers, as are the weights where there is room; rows of odd sizes or addresses go element by element.
 
 #include <algorithm>
 
@@ -14,6 +14,7 @@ namespace kvs {
 namespace {
 
 constexpr uint32_t threads_max = 512;
+constexpr uint32_t blocks_per_sm = 3;  // registers allow no more
 /** A norm starts when the kernel before it has ended. Started early, it takes its place on some multiprocessors before
  * the skinny product behind it takes all others, and that product ran up to half as long again (NOTES.md). */
 constexpr bool is_early = false;
@@ -37,25 +38,25 @@ __device__ float bias_at(const NormArgs& args, uint32_t i) { return args.bias ==
 template <class T, uint32_t vectors>
 struct HeldRow {
   static constexpr uint32_t width = Vector<T>::size;
-  float values[vectors][width];
+  Vector<T> held[vectors];
 
   __device__ static uint32_t at(uint32_t vector) { return (vector * blockDim.x + threadIdx.x) * width; }
 
   __device__ void load(const T* x, uint32_t size) {
 #pragma unroll
     for (uint32_t v = 0; v < vectors; ++v) {
-      const Vector<T> vector = at(v) < size ? *reinterpret_cast<const Vector<T>*>(x + at(v)) : Vector<T>{};
-#pragma unroll
-      for (uint32_t k = 0; k < width; ++k) values[v][k] = at(v) < size ? to_float(vector.values[k]) : 0.0f;
+      held[v] = at(v) < size ? *reinterpret_cast<const Vector<T>*>(x + at(v)) : Vector<T>{};
     }
   }
+
+  __device__ float value(uint32_t vector, uint32_t k) const { return to_float(held[vector].values[k]); }
 
   __device__ float sum() const {
     float total = 0.0f;
 #pragma unroll
     for (uint32_t v = 0; v < vectors; ++v) {
 #pragma unroll
-      for (uint32_t k = 0; k < width; ++k) total += values[v][k];
+      for (uint32_t k = 0; k < width; ++k) total += value(v, k);
     }
     return block_reduce<Sum>(total);
   }
@@ -66,7 +67,7 @@ struct HeldRow {
     for (uint32_t v = 0; v < vectors; ++v) {
       if (at(v) >= size) break;
 #pragma unroll
-      for (uint32_t k = 0; k < width; ++k) total = fmaf(values[v][k] - shift, values[v][k] - shift, total);
+      for (uint32_t k = 0; k < width; ++k) total = fmaf(value(v, k) - shift, value(v, k) - shift, total);
     }
     return block_reduce<Sum>(total);
   }
@@ -80,7 +81,7 @@ struct HeldRow {
 #pragma unroll
       for (uint32_t k = 0; k < width; ++k) {
         const float weight = weights.get(v, k, at(v) + k);
-        vector.values[k] = from_float<T>(normed(values[v][k], shift, scale, weight, bias_at(args, at(v) + k)));
+        vector.values[k] = from_float<T>(normed(value(v, k), shift, scale, weight, bias_at(args, at(v) + k)));
       }
       *reinterpret_cast<Vector<T>*>(y + at(v)) = vector;
     }
@@ -114,16 +115,23 @@ struct Weights {
 };
 
 template <class T, uint32_t vectors>
-__global__ void __launch_bounds__(threads_max) norm_vectors_kernel(T* y, const T* x, NormArgs args) {
+__global__ void __launch_bounds__(threads_max)
+    norm_vectors_kernel(T* y, const T* x, uint32_t row_count, NormArgs args) {
   const Weights<T, vectors> weights(args.weight, args.size);
   let_next_kernel_start();
-  const uint64_t begin = static_cast<uint64_t>(blockIdx.x) * args.size;
-  HeldRow<T, vectors> row;
-  row.load(x + begin, args.size);
   const float size = static_cast<float>(args.size);
-  const float mean = args.is_rms ? 0.0f : row.sum() / size;
-  const float scale = 1.0f / sqrtf(row.sum_of_squares(mean, args.size) / size + args.epsilon);
-  row.store(y + begin, mean, scale, weights, args);
+  const auto at = [&](uint32_t r) { return static_cast<uint64_t>(r) * args.size; };
+  constexpr bool is_ahead = vectors <= 2;  // there are registers for the row to come
+  HeldRow<T, vectors> next;
+  if (is_ahead) next.load(x + at(blockIdx.x), args.size);
+  for (uint32_t r = blockIdx.x; r < row_count; r += gridDim.x) {
+    if (!is_ahead) next.load(x + at(r), args.size);
+    const HeldRow<T, vectors> row = next;
+    if (is_ahead && r + gridDim.x < row_count) next.load(x + at(r + gridDim.x), args.size);
+    const float mean = args.is_rms ? 0.0f : row.sum() / size;
+    const float scale = 1.0f / sqrtf(row.sum_of_squares(mean, args.size) / size + args.epsilon);
+    row.store(y + at(r), mean, scale, weights, args);
+  }
 }
 
 template <class T>
@@ -150,7 +158,8 @@ __global__ void norm_elements_kernel(T* y, const T* x, NormArgs args) {
 }
 
 template <class T>
-cudaError_t launch_norm(T* y, const T* x, uint32_t row_count, const NormArgs& args, cudaStream_t stream) {
+cudaError_t launch_norm(T* y, const T* x, uint32_t row_count, const NormArgs& args, int sm_count,
+                        cudaStream_t stream) {
   constexpr uint32_t width = Vector<T>::size;
   constexpr uint32_t vectors_max = 8;
   const uint32_t vectors = (args.size + width - 1) / width;
@@ -160,10 +169,14 @@ cudaError_t launch_norm(T* y, const T* x, uint32_t row_count, const NormArgs& ar
   }
   const uint32_t each = (vectors + threads_max - 1) / threads_max;
   const uint32_t threads = ((vectors + each - 1) / each + 31) / 32 * 32;
-  if (each == 1) return launch(is_early, norm_vectors_kernel<T, 1>, row_count, threads, 0, stream, y, x, args);
-  if (each == 2) return launch(is_early, norm_vectors_kernel<T, 2>, row_count, threads, 0, stream, y, x, args);
-  if (each <= 4) return launch(is_early, norm_vectors_kernel<T, 4>, row_count, threads, 0, stream, y, x, args);
-  return launch(is_early, norm_vectors_kernel<T, vectors_max>, row_count, threads, 0, stream, y, x, args);
+  const uint32_t blocks = std::min(row_count, static_cast<uint32_t>(sm_count) * blocks_per_sm);
+  const auto launch_kernel = [&](auto kernel) {
+    return launch(is_early, kernel, blocks, threads, 0, stream, y, x, row_count, args);
+  };
+  if (each == 1) return launch_kernel(norm_vectors_kernel<T, 1>);
+  if (each == 2) return launch_kernel(norm_vectors_kernel<T, 2>);
+  if (each <= 4) return launch_kernel(norm_vectors_kernel<T, 4>);
+  return launch_kernel(norm_vectors_kernel<T, vectors_max>);
 }
 
 kvs_status norm(kvs_device* device, uint64_t y, uint64_t x, uint32_t row_count, const char* name, uint64_t weight,
@@ -178,7 +191,8 @@ kvs_status norm(kvs_device* device, uint64_t y, uint64_t x, uint32_t row_count, 
     args.bias = bias == 0 ? nullptr : d.device_memory<const float>(bias, args.size * sizeof(float), "bias");
     with_type(d.config.compute_dtype, [&](auto type) {
       using T = decltype(type);
-      check_cuda(launch_norm(reinterpret_cast<T*>(to), reinterpret_cast<const T*>(from), row_count, args, d.compute),
+      check_cuda(launch_norm(reinterpret_cast<T*>(to), reinterpret_cast<const T*>(from), row_count, args,
+                             d.gpu.sm_count, d.compute),
                  name);
     });
   });

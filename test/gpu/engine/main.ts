@@ -1,6 +1,6 @@
 // How fast the engine is on a device, for models of real shape and made-up weights, each number beside its floor.
 // usage: bun test/gpu/engine/main.ts LIBRARY --shapes 8b,13b,8b:fp8 [--parts decode,prefill,load,turn,saving,
-//        conversations] [--copy-tbs 4.3] [--host-gbs 55.5] [--tflops 780]
+//        conversations] [--batches 1,16,64] [--copy-tbs 4.3] [--host-gbs 55.5] [--tflops 780]
 //        [--trace sidecar/simulate/traces/sharegpt.tsv.gz] [--json FILE]
 
 import { writeFileSync } from "node:fs";
@@ -18,6 +18,7 @@ const { values, positionals } = parseArgs({
   options: {
     shapes: { type: "string", default: "tiny" },
     parts: { type: "string", default: "decode,prefill,load,turn,saving,conversations" },
+    batches: { type: "string", default: "1,16,48,64" },
     "copy-tbs": { type: "string", default: "4.3" },
     "host-gbs": { type: "string", default: "55.5" },
     tflops: { type: "string", default: "780" },
@@ -95,7 +96,7 @@ function benchDecode(shape: string, model: Model, raw: RawSteps): void {
   const context = shape === "tiny" ? 256 : 2048;
   const perStep = (count: number) =>
     (weightBytes(shape, model) + count * context * kvBytesPerToken(model)) / COPY_BYTES_PER_MS;
-  for (const count of [1, 16, 48, 64]) {
+  for (const count of values.batches.split(",").map(Number)) {
     if ((count === 48) !== (sizeOf(shape) === "13b") && count >= 48) continue;
     try {
       const { stepMs, deviceMs } = raw.decodeMs(count, context, 40);
@@ -111,7 +112,7 @@ function benchTurns(shape: string, model: Model, options: BenchEngineOptions, ra
   const places: readonly Place[] = ["recompute", "gpu", "host", "host, no pre-loading", "host, load or compute"];
   for (const history of HISTORY[sizeOf(shape)]!) {
     const loadMs = (history * kvBytesPerToken(model)) / HOST_BYTES_PER_MS;
-    const computeMs = raw.prefillMs(history, 128, 6);
+    const computeMs = raw.prefillMs(history, 128, 6).stepMs;
     note(shape, `128 new tokens behind ${history} on the gpu`, computeMs, "ms", null);
     for (const place of places) {
       const floor = place === "host" ? Math.max(loadMs, computeMs) : null;
@@ -199,7 +200,10 @@ async function bench(shape: string, parts: ReadonlySet<string>): Promise<void> {
   if (isGpu) note(shape, "warmed up", raw.warmUpMs(), "ms", null);
   if (parts.has("prefill")) {
     const tokens = Math.min(2048, MAX_ROWS);
-    note(shape, `prefill of ${tokens}`, raw.prefillMs(0, tokens, 12), "ms", prefillFloorMs(shape, model, tokens));
+    const floor = prefillFloorMs(shape, model, tokens);
+    const { stepMs, deviceMs } = raw.prefillMs(0, tokens, 12);
+    note(shape, `prefill of ${tokens}`, stepMs, "ms", floor);
+    note(shape, "  its kernels alone, over and over", deviceMs, "ms", floor);
   }
   if (parts.has("decode")) benchDecode(shape, model, raw);
   if (parts.has("load")) {

@@ -65,8 +65,8 @@ export class RawSteps {
     }
   }
 
-  /** Median ms of computing `rows` new tokens behind `history` that is in gpu memory. */
-  prefillMs(history: number, rows: number, repeats: number): number {
+  /** Median ms of computing `rows` new tokens behind `history` that is in gpu memory, and ms of its kernels alone. */
+  prefillMs(history: number, rows: number, repeats: number): { stepMs: number; deviceMs: number } {
     const table = this.table(0, history + rows + 1);
     if (history > 0) this.fill(0, 0, history, table, this.maxRows);
     const times: number[] = [];
@@ -75,7 +75,7 @@ export class RawSteps {
       this.fill(0, history, history + rows, table, rows);
       if (i > 0) times.push(performance.now() - begin); // the first one picks algorithms
     }
-    return median(times);
+    return { stepMs: median(times), deviceMs: this.#repeatedMs(repeats) };
   }
 
   /** Median ms between steps that each decode one token of `count` sequences, one step ahead; and ms of one such step
@@ -96,7 +96,8 @@ export class RawSteps {
     }
     for (const batch of this.#batches) this.#await(batch);
     const intervals = ends.slice(4).map((end, i) => end - ends[i + 3]!);
-    return { stepMs: median(intervals), deviceMs: this.#repeatedMs(tables, context, steps) };
+    this.#fillDecode(this.#batches[0], tables, context, context + steps);
+    return { stepMs: median(intervals), deviceMs: this.#repeatedMs(steps) };
   }
 
   /** Median ms until all layers of `tokens` have come from host memory; the arena must be open. */
@@ -126,10 +127,10 @@ export class RawSteps {
     );
   }
 
-  #repeatedMs(tables: readonly (readonly number[])[], context: number, steps: number): number {
+  /** Ms of the first batch's step, enqueued over and over. */
+  #repeatedMs(steps: number): number {
     const { model } = this;
     const batch = this.#batches[0];
-    this.#fillDecode(batch, tables, context, context + steps);
     this.#runner.run(batch, null);
     this.#await(batch);
     const begin = performance.now();
