@@ -15,9 +15,9 @@ namespace {
 
 constexpr uint32_t threads_max = 512;
 constexpr uint32_t blocks_per_sm = 3;  // registers allow no more
-/** A norm starts when the kernel before it has ended. Started early, it takes its place on some multiprocessors before
- * the skinny product behind it takes all others, and that product ran up to half as long again (NOTES.md). */
-constexpr bool is_early = false;
+/** Rows from which on no skinny product is behind a norm. Before one, a norm starts when the kernel before it has
+ * ended: started early, it cost that product up to half its speed (NOTES.md). */
+constexpr uint32_t early_rows = 17;
 
 struct NormArgs {
   const float* weight;
@@ -119,6 +119,7 @@ __global__ void __launch_bounds__(threads_max)
     norm_vectors_kernel(T* y, const T* x, uint32_t row_count, NormArgs args) {
   const Weights<T, vectors> weights(args.weight, args.size);
   let_next_kernel_start();
+  wait_for_previous_kernels();
   const float size = static_cast<float>(args.size);
   const auto at = [&](uint32_t r) { return static_cast<uint64_t>(r) * args.size; };
   constexpr bool is_ahead = vectors <= 2;  // there are registers for the row to come
@@ -137,6 +138,7 @@ __global__ void __launch_bounds__(threads_max)
 template <class T>
 __global__ void norm_elements_kernel(T* y, const T* x, NormArgs args) {
   let_next_kernel_start();
+  wait_for_previous_kernels();
   const uint64_t begin = static_cast<uint64_t>(blockIdx.x) * args.size;
   const T* from = x + begin;
   const float size = static_cast<float>(args.size);
@@ -162,6 +164,7 @@ cudaError_t launch_norm(T* y, const T* x, uint32_t row_count, const NormArgs& ar
                         cudaStream_t stream) {
   constexpr uint32_t width = Vector<T>::size;
   constexpr uint32_t vectors_max = 8;
+  const bool is_early = row_count >= early_rows;
   const uint32_t vectors = (args.size + width - 1) / width;
   const bool is_aligned_all = is_aligned(x, 16) && is_aligned(y, 16) && is_aligned(args.weight, 16);
   if (args.size % width != 0 || vectors > threads_max * vectors_max || !is_aligned_all) {

@@ -9,6 +9,7 @@ import { freeMemoryBytes } from "../../../sidecar/engine/tier-size.ts";
 import { loadModel, type Model } from "../../../sidecar/model/model.ts";
 import { readTrace, type Session } from "../../../sidecar/simulate/trace.ts";
 import type { BenchEngineOptions } from "./bench-engine.ts";
+import { productRates } from "./product-rate.ts";
 import { RawSteps } from "./raw-steps.ts";
 import { modelDirectory } from "./shapes.ts";
 import { conversations, type Place, savingMs, turnMs } from "./turns.ts";
@@ -224,6 +225,12 @@ async function bench(shape: string, parts: ReadonlySet<string>): Promise<void> {
   device.close();
 }
 
-for (const shape of values.shapes.split(",")) await bench(shape, new Set(values.parts.split(",")));
+const parts = new Set(values.parts.split(","));
+if (parts.has("prefill") && libraryPath.includes("cuda")) {
+  const { burst, sustained } = productRates(libraryPath);
+  note("card", "product of 8192 x 8192 x 8192, a few", burst, "TFLOP/s", null);
+  note("card", "the same for seconds: its power is the limit", sustained, "TFLOP/s", null);
+}
+for (const shape of values.shapes.split(",")) await bench(shape, parts);
 if (values.json !== undefined) writeFileSync(values.json, `${JSON.stringify(rows, null, 1)}\n`);
 process.exit(0);
