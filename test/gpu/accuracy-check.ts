@@ -2,7 +2,8 @@
 // CPU library in F32; of checkpoints that reference-logits.py wrote, against the reference implementation in fp32, with
 // that implementation's own bf16 beside it. The mean divergence is at most 1e-3 nats in BF16, or what the reference's
 // own BF16 makes where that is more, and of the bundled model in FP8 3e-2; of made-up weights, which blow roundings up,
-// FP8 is only told. Prompts are fed in large steps and, of the bundled model, in steps of 8 rows, which other products serve.
+// FP8 is only told. Prompts are fed in large steps and, of the bundled model, in steps of 8 rows, which other products
+// serve.
 // usage: bun test/gpu/accuracy-check.ts libkvasir_cuda.so [DIRECTORY ...]
 
 import { readFileSync } from "node:fs";

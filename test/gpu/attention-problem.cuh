@@ -379,7 +379,10 @@ void Problem::check(uint32_t layer, const char* name) const {
   }
   bool are_padding_rows_zero = true;
   for (uint64_t i = static_cast<uint64_t>(real_rows) * width; i < got.size(); ++i) are_padding_rows_zero &= got[i] == 0;
-  const double limit = shape_.dtype == KVS_BF16 ? 5e-3 : 1e-3;
+  // A row of few values has no mean to speak of: of these problems with rows of 256, a third go past 5e-3 by their
+  // roundings alone (see NOTES.md).
+  const bool is_short = shape_.heads * shape_.head_dim < 512;
+  const double limit = shape_.dtype != KVS_BF16 ? 1e-3 : is_short ? 8e-3 : 5e-3;
   const bool is_right = worst <= limit && worst_head <= 4 * limit && worst_ulps <= 4 && are_padding_rows_zero;
   std::printf("%s %-46s row %.1e head %.1e ulps %.1f\n", is_right ? "ok   " : "WRONG", name, worst, worst_head,
               worst_ulps);
