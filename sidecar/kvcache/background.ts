@@ -1,8 +1,9 @@
 // What the cache does on its own between steps: drop what expired, keep room free in each tier, fetch what the waiting
-// queue will need, write what has become idle to disk. It only starts moves; each call is bounded.
+// queue will need, write what has become idle to disk, check what lies in host memory. Each call is bounded.
 
 import type { BlockMoves } from "./block-moves.ts";
 import { ABSENT, type CachedBlock, isHostReady } from "./cached-block.ts";
+import type { HostTier } from "./host-tier.ts";
 import { blocksToDemote, prefetchBudget, type Watermarks } from "./policy.ts";
 import type { Residency } from "./residency.ts";
 
@@ -23,8 +24,9 @@ export interface BackgroundOptions {
 
 /** Moves started in one turn, so that no turn of the engine's loop takes long. */
 const STARTS_PER_TURN = 32;
-/** Headers of the host tier written in one turn; each costs a checksum over a block. */
-const SEALS_PER_TURN = 2;
+/** Checksums over host slots in one turn, at most; one where slots are large (LLaMA-13B's are 52 MB, and take 3 ms). */
+const CHECKSUMS_PER_TURN = 2;
+const CHECKSUM_BYTES = 16 * 2 ** 20;
 
 export class Background {
   expiredBlocks = 0;
@@ -42,8 +44,8 @@ export class Background {
   isWaiting(nowMs: number): boolean {
     const { disk, host } = this.residency.tiers;
     const writes = this.options.admission !== "eviction" && this.residency.dirty.size > 0;
-    return this.#isActive || (disk?.isOn(nowMs) === true && writes) || host?.hasUnsealed === true ||
-      this.residency.policy.hasMortals;
+    const checks = host !== null && (host.hasUnsealed || host.nextUnverified() !== null);
+    return this.#isActive || (disk?.isOn(nowMs) === true && writes) || checks || this.residency.policy.hasMortals;
   }
 
   turn(nowMs: number): void {
@@ -54,7 +56,17 @@ export class Background {
     this.#demoteHost(nowMs);
     this.#prefetch(nowMs);
     this.#writeDirty((block, usedAtMs) => this.#isDue(block, nowMs - usedAtMs), nowMs);
-    this.residency.tiers.host.seal(SEALS_PER_TURN);
+    this.#checkHost(this.residency.tiers.host);
+  }
+
+  /** Says of new blocks what they are, and looks at what was adopted before somebody needs it. */
+  #checkHost(host: HostTier): void {
+    const limit = Math.min(CHECKSUMS_PER_TURN, Math.max(1, Math.floor(CHECKSUM_BYTES / host.options.slotBytes)));
+    for (let left = limit - host.seal(limit); left > 0; left--) {
+      const block = host.nextUnverified();
+      if (block === null) return;
+      this.residency.verify(block);
+    }
   }
 
   /** For an orderly stop: starts writing all that is not on disk; true while there is something left. */

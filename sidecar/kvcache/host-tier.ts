@@ -87,16 +87,25 @@ export class HostTier {
     this.pool.disown(block.host);
   }
 
-  /** Writes headers of ready blocks, `limit` at most: each costs a checksum over the slot. */
-  seal(limit: number): void {
+  /** Writes headers of ready blocks, `limit` at most: each costs a checksum over the slot. Returns how many. */
+  seal(limit: number): number {
+    let count = 0;
     for (const block of this.#unsealed) {
-      if (limit-- <= 0) return;
+      if (count >= limit) break;
       this.#unsealed.delete(block);
       this.#seal(block);
+      count++;
     }
+    return count;
   }
 
-  /** Checks an adopted slot's content on its first use. */
+  /** An adopted block whose content nobody has checked yet, parents first. */
+  nextUnverified(): CachedBlock | null {
+    for (const slot of this.#expectedChecksums.keys()) return this.pool.owner(slot);
+    return null;
+  }
+
+  /** Checks an adopted slot's content, once. */
   verify(slot: BlockNumber): boolean {
     const expected = this.#expectedChecksums.get(slot);
     if (expected === undefined) return true;

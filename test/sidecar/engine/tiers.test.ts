@@ -154,6 +154,22 @@ describe.each([
     expect(missReasons["corrupt"]).toBe(8);
   });
 
+  test("what an earlier process left in host memory is checked before anyone asks, and what is rotten is gone", () => {
+    const harness = crowded({ cache: { isExclusive: false } });
+    const first = ask(harness, prompt(40)).tokens;
+    harness.settle();
+    for (let i = 0; i < 20; i++) harness.turn();
+    const { survivor } = harness.legacy;
+    survivor!.slots[3]! ^= 4;
+    const next = crowded({ cache, survivor: survivor!, diskSlots: 0 });
+    const { host } = next.cache.residency.tiers;
+    expect(host!.nextUnverified()).not.toBeNull();
+    while (next.cache.isBusy(next.nowMs)) next.turn();
+    expect(host!.nextUnverified()).toBeNull();
+    expect(next.cache.residency.lost.counts.get("corrupt")).toBe(1);
+    expect(ask(next, [...first, 5]).missReasons["corrupt"]).toBe(8);
+  });
+
   test("a rotten disk block is a miss with its reason, its slot stays out of use", () => {
     const harness = crowded({ cache });
     const first = ask(harness, prompt(40)).tokens;
