@@ -155,12 +155,16 @@ class Run {
     const std::vector<float> k_norm = normal(context_.random, case_.head_dim);
     const auto run = [&](Side& side, std::vector<float>& q_out) {
       const BegunStep begun(side, step);
+      const uint64_t from = side.activations(qkv);
       const uint64_t to_q = side.poisoned(q.size());
       const uint64_t y = side.poisoned(q.size());
-      side.lib.ok(side.lib.append_kv(side.device, to_q, side.activations(qkv), 1,
-                                     case_.has_qk_norm ? side.floats(q_norm) : 0,
-                                     case_.has_qk_norm ? side.floats(k_norm) : 0, rows, 1e-6f));
-      side.lib.ok(side.lib.attention(side.device, y, side.activations(q), 1, case_.window, rows));
+      const uint64_t norms[2] = {case_.has_qk_norm ? side.floats(q_norm) : 0,
+                                 case_.has_qk_norm ? side.floats(k_norm) : 0};
+      // Of deviation 1, as they are without a norm (see NOTES.md).
+      const uint64_t q_used = case_.has_qk_norm ? side.activations(q) : to_q;
+      // Back to back, as a model has them: the second starts early, behind the first.
+      side.lib.ok(side.lib.append_kv(side.device, to_q, from, 1, norms[0], norms[1], rows, 1e-6f));
+      side.lib.ok(side.lib.attention(side.device, y, q_used, 1, case_.window, rows));
       q_out = side.read(to_q, size_t{real_rows} * q_size);
       std::vector<float> out = side.read(y, size_t{real_rows} * q_size);
       return out;

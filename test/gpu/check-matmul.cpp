@@ -139,9 +139,8 @@ void check_matmul(Context& context) {
       }
     }
     const char* wanted = std::getenv("KVASIR_CUDA_FP8_SCALES");
-    if (dtype != KVS_F32 && wanted != nullptr) {
-      context.report.that("fp8 scales as the environment says", wanted,
-                          has_fp8_scales_after(cuda) == (std::strcmp(wanted, "after") == 0));
+    if (dtype != KVS_F32 && wanted != nullptr && std::strcmp(wanted, "after") == 0) {
+      context.report.that("fp8 scales as the environment says", wanted, has_fp8_scales_after(cuda));
     }
     if (context.is_small) continue;
     Matrix(context, cuda, cpu, {28672, 4096}).check({1, 0, false});

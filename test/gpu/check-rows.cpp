@@ -112,8 +112,10 @@ void check_rows(Context& context) {
       config.max_rows = 37;
       check_embedding(context, config);
     }
-    config.max_rows = 300;
+    config.max_rows = 1000;
     Pair pair(context, config);
+    // More rows than blocks that run at once: a block of a norm then has several.
+    for (const uint32_t size : {4096u, 5120u}) check_norms(context, pair, 1000, size);
     for (const uint32_t size : sizes) {
       for (const uint32_t rows : {1u, 3u, 64u, 257u}) {
         if (size_t{rows} * size > 1'000'000 && rows > 64) continue;

@@ -201,7 +201,7 @@ void check_small(uint64_t seed) {
     check_case({rows, 24, 128, KVS_BF16, KVS_BF16, KVS_F32}, seed + rows);
     check_case({rows, 288, 768, KVS_BF16, KVS_BF16, KVS_BF16, true, true}, seed + rows + 1);
     check_case({rows, 512, 1024, KVS_F16, KVS_F8E4M3, KVS_F32}, seed + rows + 2);
-    check_case({rows, 128, 14336, KVS_BF16, KVS_BF16, KVS_BF16}, seed + rows + 3);  // K in slices
+    check_case({rows, 128, 14336, KVS_BF16, KVS_F8E4M3, KVS_BF16}, seed + rows + 3);  // K in slices
   }
 }
 
@@ -281,6 +281,10 @@ int main(int argument_count, char** arguments) {
   const std::string mode = argument_count > 2 ? arguments[2] : "both";
   bench::print_device();
   std::printf("seed %llu\n", static_cast<unsigned long long>(seed));
+  if (mode != "both" && mode != "check" && mode != "check-small" && mode != "time") {
+    std::printf("no mode %s\n", mode.c_str());
+    return 2;
+  }
   const bool is_small = mode == "check-small";
   if (is_small) check_small(seed);
   if (mode == "check" || mode == "both") check_all(seed);

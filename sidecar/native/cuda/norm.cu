@@ -7,6 +7,7 @@
 #include "device.h"
 #include "dtype.h"
 #include "launch.cuh"
+#include "skinny-matmul.h"
 #include "warp-tensor.cuh"
 
 namespace kvs {
@@ -14,10 +15,10 @@ namespace kvs {
 namespace {
 
 constexpr uint32_t threads_max = 512;
-constexpr uint32_t blocks_per_sm = 3;  // registers allow no more
-/** Rows from which on no skinny product is behind a norm. Before one, a norm starts when the kernel before it has
- * ended: started early, it cost that product up to half its speed (NOTES.md). */
-constexpr uint32_t early_rows = 17;
+constexpr uint32_t threads_per_sm = 1536;  // registers allow no more
+/** Before a skinny product, a norm starts when the kernel before it has ended: started early, it cost that product up
+ * to half its speed (NOTES.md). */
+constexpr uint32_t early_rows = skinny_rows_max + 1;
 
 struct NormArgs {
   const float* weight;
@@ -117,9 +118,9 @@ struct Weights {
 template <class T, uint32_t vectors>
 __global__ void __launch_bounds__(threads_max)
     norm_vectors_kernel(T* y, const T* x, uint32_t row_count, NormArgs args) {
-  const Weights<T, vectors> weights(args.weight, args.size);
   let_next_kernel_start();
   wait_for_previous_kernels();
+  const Weights<T, vectors> weights(args.weight, args.size);
   const float size = static_cast<float>(args.size);
   const auto at = [&](uint32_t r) { return static_cast<uint64_t>(r) * args.size; };
   constexpr bool is_ahead = vectors <= 2;  // there are registers for the row to come
@@ -172,7 +173,7 @@ cudaError_t launch_norm(T* y, const T* x, uint32_t row_count, const NormArgs& ar
   }
   const uint32_t each = (vectors + threads_max - 1) / threads_max;
   const uint32_t threads = ((vectors + each - 1) / each + 31) / 32 * 32;
-  const uint32_t blocks = std::min(row_count, static_cast<uint32_t>(sm_count) * blocks_per_sm);
+  const uint32_t blocks = std::min(row_count, static_cast<uint32_t>(sm_count) * (threads_per_sm / threads));
   const auto launch_kernel = [&](auto kernel) {
     return launch(is_early, kernel, blocks, threads, 0, stream, y, x, row_count, args);
   };

@@ -14,7 +14,6 @@ namespace kvs {
 namespace {
 
 constexpr int tile_outputs = 16;
-constexpr int rows_max = 16;
 constexpr int slices_max = 8;
 constexpr int counters_max = 1024;          // of thread blocks of a slice
 constexpr int sliced_floats_max = 4 << 20;  // partials
@@ -423,7 +422,7 @@ bool skinny_matmul_supports(const SkinnyMatmulArgs& args) {
   const bool is_half = args.x_dtype == KVS_BF16 || args.x_dtype == KVS_F16;
   const bool is_fp8 = args.weight_dtype == KVS_F8E4M3;
   SkinnyParams p;
-  if (!is_half || (!is_fp8 && args.weight_dtype != args.x_dtype) || args.rows == 0 || args.rows > rows_max ||
+  if (!is_half || (!is_fp8 && args.weight_dtype != args.x_dtype) || args.rows == 0 || args.rows > skinny_rows_max ||
       args.inputs % unit_values_of(args) != 0 || args.compute_capability < 80 ||
       (args.y_dtype != args.x_dtype && args.y_dtype != KVS_F32) || !plan(p, args)) {
     return false;

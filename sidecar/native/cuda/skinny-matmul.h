@@ -34,6 +34,9 @@ struct SkinnyMatmulArgs {
   cudaStream_t stream;
 };
 
+/** Of x: more are left to the library. */
+inline constexpr uint32_t skinny_rows_max = 16;
+
 uint64_t skinny_matmul_workspace_bytes(int sm_count);
 
 /** Whether the kernels serve these types and sizes, and beat the library's product at them. */
