@@ -32,6 +32,18 @@ function crowded(options: HarnessOptions = {}): EngineHarness {
   return new EngineHarness({ gpuBlocks: 9, maxModelLen: 64, hostSlots: 32, diskSlots: 64, ...options });
 }
 
+/** What a process left in host memory, a bit of its first block flipped, and the conversation that lies there. */
+function rottenSurvivor(): { first: readonly number[]; survivor: NonNullable<HarnessOptions["survivor"]> } {
+  const harness = crowded({ cache: { isExclusive: false } });
+  const first = [...ask(harness, prompt(40)).tokens];
+  harness.settle();
+  for (let i = 0; i < 20; i++) harness.turn();
+  const survivor = harness.legacy.survivor!;
+  expect(survivor.headers.some((byte) => byte !== 0)).toBe(true);
+  survivor.slots[3]! ^= 4;
+  return { first, survivor };
+}
+
 describe.each([
   ["inclusive", false],
   ["exclusive", true],
@@ -141,27 +153,16 @@ describe.each([
   });
 
   test("a rotten host slot of an earlier process is a miss", () => {
-    const harness = crowded({ cache: { isExclusive: false } });
-    const first = ask(harness, prompt(40)).tokens;
-    harness.settle();
-    for (let i = 0; i < 20; i++) harness.turn();
-    const { survivor } = harness.legacy;
-    expect(survivor!.headers.some((byte) => byte !== 0)).toBe(true);
-    survivor!.slots[3]! ^= 4;
-    const next = crowded({ cache, survivor: survivor!, diskSlots: 0 });
+    const { first, survivor } = rottenSurvivor();
+    const next = crowded({ cache, survivor, diskSlots: 0 });
     const { usage, missReasons } = ask(next, [...first, 5]);
     expect(usage.cachedTokens.host).toBe(0);
     expect(missReasons["corrupt"]).toBe(8);
   });
 
   test("what an earlier process left in host memory is checked before anyone asks, and what is rotten is gone", () => {
-    const harness = crowded({ cache: { isExclusive: false } });
-    const first = ask(harness, prompt(40)).tokens;
-    harness.settle();
-    for (let i = 0; i < 20; i++) harness.turn();
-    const { survivor } = harness.legacy;
-    survivor!.slots[3]! ^= 4;
-    const next = crowded({ cache, survivor: survivor!, diskSlots: 0 });
+    const { first, survivor } = rottenSurvivor();
+    const next = crowded({ cache, survivor, diskSlots: 0 });
     const { host } = next.cache.residency.tiers;
     expect(host!.nextUnverified()).not.toBeNull();
     while (next.cache.isBusy(next.nowMs)) next.turn();
