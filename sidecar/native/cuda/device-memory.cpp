@@ -6,9 +6,12 @@
 
 namespace kvs {
 
-DeviceMemory::DeviceMemory(uint64_t bytes, const char* purpose) : bytes_(bytes) {
-  if (bytes == 0) return;
-  const cudaError_t error = cudaMalloc(&data_, bytes);
+namespace {
+
+void* allocate_device(uint64_t bytes, const char* purpose) {
+  void* data = nullptr;
+  if (bytes == 0) return data;
+  const cudaError_t error = cudaMalloc(&data, bytes);
   if (error == cudaErrorMemoryAllocation) {
     cudaGetLastError();
     size_t free_bytes = 0;
@@ -20,26 +23,35 @@ DeviceMemory::DeviceMemory(uint64_t bytes, const char* purpose) : bytes_(bytes) 
          static_cast<double>(total_bytes) / mebibyte);
   }
   check_cuda(error, "cudaMalloc");
+  return data;
 }
 
-DeviceMemory::~DeviceMemory() {
-  if (data_ != nullptr && cudaFree(data_) != cudaSuccess) cudaGetLastError();
-}
-
-PinnedMemory::PinnedMemory(uint64_t bytes) : bytes_(bytes) {
-  if (bytes == 0) return;
-  const cudaError_t error = cudaHostAlloc(&data_, bytes, cudaHostAllocDefault);
+void* allocate_pinned(uint64_t bytes) {
+  void* data = nullptr;
+  if (bytes == 0) return data;
+  const cudaError_t error = cudaHostAlloc(&data, bytes, cudaHostAllocDefault);
   if (error == cudaErrorMemoryAllocation) {
     cudaGetLastError();
     fail(KVS_OUT_OF_MEMORY, "no %llu bytes of page-locked host memory: check ulimit -l and free memory",
          static_cast<unsigned long long>(bytes));
   }
   check_cuda(error, "cudaHostAlloc");
-  std::memset(data_, 0, bytes);
+  std::memset(data, 0, bytes);
+  return data;
 }
 
-PinnedMemory::~PinnedMemory() {
-  if (data_ != nullptr && cudaFreeHost(data_) != cudaSuccess) cudaGetLastError();
+}  // namespace
+
+void free_device(void* data) {
+  if (cudaFree(data) != cudaSuccess) cudaGetLastError();
 }
+
+void free_pinned(void* data) {
+  if (cudaFreeHost(data) != cudaSuccess) cudaGetLastError();
+}
+
+DeviceMemory::DeviceMemory(uint64_t bytes, const char* purpose) : OwnedMemory(allocate_device(bytes, purpose), bytes) {}
+
+PinnedMemory::PinnedMemory(uint64_t bytes) : OwnedMemory(allocate_pinned(bytes), bytes) {}
 
 }  // namespace kvs

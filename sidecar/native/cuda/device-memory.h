@@ -4,67 +4,52 @@
 
 #include <cstdint>
 #include <map>
+#include <memory>
 #include <utility>
 
 #include "cuda-error.h"
 
 namespace kvs {
 
-/** Device memory, 256-byte aligned. Throws Failure(KVS_OUT_OF_MEMORY) with the numbers. */
-class DeviceMemory {
+/** An allocation and its size; empty when it was moved from. */
+template <void (*free)(void*)>
+class OwnedMemory {
  public:
-  DeviceMemory() = default;
-  DeviceMemory(uint64_t bytes, const char* purpose);
-  ~DeviceMemory();
-  DeviceMemory(DeviceMemory&& other) noexcept { swap(other); }
-  DeviceMemory& operator=(DeviceMemory&& other) noexcept {
-    swap(other);
-    return *this;
-  }
-
   template <class T = char>
   T* as() const {
-    return static_cast<T*>(data_);
+    return static_cast<T*>(data_.get());
   }
-  uint64_t bytes() const { return bytes_; }
+  uint64_t bytes() const { return is_empty() ? 0 : bytes_; }
   bool is_empty() const { return data_ == nullptr; }
 
- private:
-  void swap(DeviceMemory& other) {
-    std::swap(data_, other.data_);
-    std::swap(bytes_, other.bytes_);
-  }
+ protected:
+  OwnedMemory() = default;
+  OwnedMemory(void* data, uint64_t bytes) : data_(data), bytes_(bytes) {}
 
-  void* data_ = nullptr;
+ private:
+  struct Free {
+    void operator()(void* data) const { free(data); }
+  };
+
+  std::unique_ptr<void, Free> data_;
   uint64_t bytes_ = 0;
 };
 
+void free_device(void* data);
+void free_pinned(void* data);
+
+/** Device memory, 256-byte aligned. Throws Failure(KVS_OUT_OF_MEMORY) with the numbers. */
+class DeviceMemory : public OwnedMemory<free_device> {
+ public:
+  DeviceMemory() = default;
+  DeviceMemory(uint64_t bytes, const char* purpose);
+};
+
 /** Page-locked host memory, 4096-byte aligned, zeroed; the same address on both sides. */
-class PinnedMemory {
+class PinnedMemory : public OwnedMemory<free_pinned> {
  public:
   PinnedMemory() = default;
   explicit PinnedMemory(uint64_t bytes);
-  ~PinnedMemory();
-  PinnedMemory(PinnedMemory&& other) noexcept { swap(other); }
-  PinnedMemory& operator=(PinnedMemory&& other) noexcept {
-    swap(other);
-    return *this;
-  }
-
-  template <class T = char>
-  T* as() const {
-    return static_cast<T*>(data_);
-  }
-  uint64_t bytes() const { return bytes_; }
-
- private:
-  void swap(PinnedMemory& other) {
-    std::swap(data_, other.data_);
-    std::swap(bytes_, other.bytes_);
-  }
-
-  void* data_ = nullptr;
-  uint64_t bytes_ = 0;
 };
 
 /** Allocations by address, so that every address that comes in is checked against what was handed out. */
