@@ -24,9 +24,14 @@ export interface BackgroundOptions {
 
 /** Moves started in one turn, so that no turn of the engine's loop takes long. */
 const STARTS_PER_TURN = 32;
-/** Checksums over host slots in one turn, at most; one where slots are large (LLaMA-13B's are 52 MB, and take 3 ms). */
+/** Over host slots. */
 const CHECKSUMS_PER_TURN = 2;
-const CHECKSUM_BYTES = 16 * 2 ** 20;
+const CHECKSUM_BYTES_PER_TURN = 16 * 2 ** 20;
+
+/** Checksums over slots of this size in one turn: one at least, though LLaMA-13B's 52 MB take 3 ms. */
+export function checksumsPerTurn(slotBytes: number): number {
+  return Math.min(CHECKSUMS_PER_TURN, Math.max(1, Math.floor(CHECKSUM_BYTES_PER_TURN / slotBytes)));
+}
 
 export class Background {
   expiredBlocks = 0;
@@ -61,7 +66,7 @@ export class Background {
 
   /** Says of new blocks what they are, and looks at what was adopted before somebody needs it. */
   #checkHost(host: HostTier): void {
-    const limit = Math.min(CHECKSUMS_PER_TURN, Math.max(1, Math.floor(CHECKSUM_BYTES / host.options.slotBytes)));
+    const limit = checksumsPerTurn(host.options.slotBytes);
     for (let left = limit - host.seal(limit); left > 0; left--) {
       const block = host.nextUnverified();
       if (block === null) return;

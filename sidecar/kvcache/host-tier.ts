@@ -101,8 +101,8 @@ export class HostTier {
 
   /** An adopted block whose content nobody has checked yet, parents first. */
   nextUnverified(): CachedBlock | null {
-    for (const slot of this.#expectedChecksums.keys()) return this.pool.owner(slot);
-    return null;
+    const [slot] = this.#expectedChecksums.keys();
+    return slot === undefined ? null : this.pool.owner(slot);
   }
 
   /** Checks an adopted slot's content, once. */

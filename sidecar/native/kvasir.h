@@ -81,7 +81,8 @@ typedef struct {
 kvs_status kvs_open(const kvs_device_config *config, kvs_device **out);
 /* Joins every thread, frees everything. Handles of this device die with it. */
 kvs_status kvs_close(kvs_device *device);
-/* JSON object, NUL-terminated, cut at capacity_bytes: backend, name, isa, threads, numeric_mode, memory_bytes ... */
+/* JSON object, NUL-terminated, cut at capacity_bytes: backend, name, isa, threads, numeric_mode, memory_bytes ...; on
+ * CUDA also fp8_scales: "inside" products or "after" them, "none" while there is no F8E4M3 matrix. */
 kvs_status kvs_device_info(kvs_device *device, char *json, uint32_t capacity_bytes);
 /* Bytes of device memory: free now, and in total. */
 kvs_status kvs_memory_info(kvs_device *device, uint64_t *free_bytes, uint64_t *total_bytes);
@@ -98,7 +99,9 @@ kvs_status kvs_alloc_host(kvs_device *device, uint64_t bytes, uint64_t *address)
 kvs_status kvs_free_host(kvs_device *device, uint64_t address);
 
 /* A weight matrix (rows = outputs, cols = inputs), stored as dtype. Rows may arrive in any order and number;
- * source is (row_count, cols) of source_dtype (F32, F16, BF16), converted if the types differ. */
+ * source is (row_count, cols) of source_dtype (F32, F16, BF16), converted if the types differ. F8E4M3 has a scale a
+ * row, made from its largest magnitude; it takes F16 or BF16 activations and a GPU of compute capability 8.9 or newer,
+ * rows and cols that are multiples of 16, and is KVS_UNSUPPORTED elsewhere. */
 kvs_status kvs_weight_create(kvs_device *device, uint32_t rows, uint32_t cols, kvs_dtype dtype, kvs_weight **out);
 kvs_status kvs_weight_upload(kvs_device *device, kvs_weight *weight, uint32_t row_begin, uint32_t row_count,
                              const void *source, kvs_dtype source_dtype);

@@ -2,6 +2,7 @@
 // very prefix, after any history.
 
 import { describe, expect, test } from "bun:test";
+import { checksumsPerTurn } from "../../../sidecar/kvcache/background.ts";
 import { type BlockHasher, sha256Hasher } from "../../../sidecar/kvcache/block-hash.ts";
 import { cacheStats } from "../../../sidecar/kvcache/cache-stats.ts";
 import { KvCache } from "../../../sidecar/kvcache/kv-cache.ts";
@@ -118,6 +119,11 @@ class Fixture {
 function range(length: number, first = 1): number[] {
   return Array.from({ length }, (_, i) => first + i);
 }
+
+test("a turn of the background sums up two host slots, one where slots are large", () => {
+  const mebibytes = [0.4, 8, 9, 16, 52];
+  expect(mebibytes.map((size) => checksumsPerTurn(size * 2 ** 20))).toEqual([2, 2, 1, 1, 1]);
+});
 
 describe("KvCache", () => {
   test("a second visit finds everything but the last token", () => {
