@@ -21,6 +21,7 @@ struct Context {
 
 void check_rows(Context& context);
 void check_matmul(Context& context);
+void check_chains(Context& context);
 void check_attention(Context& context);
 void check_sampling(Context& context);
 void check_streams(Context& context);

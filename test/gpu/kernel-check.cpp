@@ -31,7 +31,8 @@ int main(int argc, char** argv) {
   check::Context context{cpu, cuda, report, random, is_small};
   const std::pair<const char*, void (*)(check::Context&)> all[] = {
       {"streams", check::check_streams}, {"refusals", check::check_refusals},   {"rows", check::check_rows},
-      {"matmul", check::check_matmul},   {"attention", check::check_attention}, {"sampling", check::check_sampling},
+      {"matmul", check::check_matmul},   {"chains", check::check_chains},       {"attention", check::check_attention},
+      {"sampling", check::check_sampling},
   };
   for (const auto& [name, run] : all) {
     if (!groups.empty() && groups.count(name) == 0) continue;

@@ -81,11 +81,11 @@ compile_kernel_check() {
           timeout "${RACECHECK_SECONDS:-600}" compute-sanitizer --tool racecheck --error-exitcode 3 "${@:2}"
           count $? "racecheck of $1"
         }
-        for group in rows attention sampling; do
+        for group in rows chains attention sampling; do
           racecheck "$group" "$work/kernel-check" "$cpu" "$cuda" --small --seed 1 "$group"
         done
         # Our own products alone: on the library's the sanitizer gives up.
-        nvcc -std=c++20 -O3 $gencode -o "$work/skinny" test/gpu/skinny-bench.cu $native/cuda/skinny-matmul.cu
+        nvcc -std=c++20 -O3 $gencode -o "$work/skinny" test/gpu/skinny-bench.cu $native/cuda/skinny-*.cu
         racecheck products "$work/skinny" 1 check-small
         ;;
       models)
@@ -116,7 +116,7 @@ compile_kernel_check() {
         count $? "attention"
         ;;
       skinny)
-        nvcc -std=c++20 -O3 $gencode -o "$work/skinny" test/gpu/skinny-bench.cu $native/cuda/skinny-matmul.cu &&
+        nvcc -std=c++20 -O3 $gencode -o "$work/skinny" test/gpu/skinny-bench.cu $native/cuda/skinny-*.cu &&
           "$work/skinny"
         count $? "skinny"
         ;;

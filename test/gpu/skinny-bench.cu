@@ -1,6 +1,6 @@
 // Checks the products of few rows against double arithmetic over odd shapes, then times them against the bytes of their
-// weights. Builds alone with nvcc: see run.sh. Arguments: seed, then check, check-small (few, for the sanitizer) or
-// time (default check and time).
+// weights, each alone and the chain of a layer. Builds alone with nvcc: see run.sh. Arguments: seed, then check,
+// check-small (few, for the sanitizer), time or layers (default check and time).
 
 #include <cmath>
 #include <cstring>
@@ -59,7 +59,7 @@ __device__ double weight_value(const void* weight, kvs_dtype dtype, uint64_t at)
   return __bfloat162float(static_cast<const __nv_bfloat16*>(weight)[at]);
 }
 
-__global__ void reference_product(double* y, const kvs::SkinnyMatmulArgs a) {
+__global__ void reference_product(double* y, const kvs::SkinnyProduct a) {
   const uint64_t i = static_cast<uint64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (i >= static_cast<uint64_t>(a.rows) * a.outputs) return;
   const uint64_t output = i % a.outputs;
@@ -86,7 +86,7 @@ class Problem {
         scales_(shape.outputs),
         bias_(shape.outputs),
         y_(static_cast<uint64_t>(shape.rows) * shape.outputs * 4),
-        workspace_(kvs::skinny_matmul_workspace_bytes(132)) {
+        workspace_(kvs::skinny_workspace_bytes()) {
     const uint64_t weights = static_cast<uint64_t>(shape.outputs) * shape.inputs * copies;
     fill(x_.get(), x_.count(), shape.x_dtype, seed, 1.0f);
     if (shape.weight_dtype == KVS_F8E4M3) {
@@ -99,8 +99,8 @@ class Problem {
     workspace_.fill_bytes(0);
   }
 
-  kvs::SkinnyMatmulArgs args(int copy = 0) const {
-    kvs::SkinnyMatmulArgs a = {};
+  kvs::SkinnyProduct product(int copy = 0) const {
+    kvs::SkinnyProduct a = {};
     a.y = y_.get();
     a.x = x_.get();
     a.weight = weight_ + weight_bytes_ * copy;
@@ -113,13 +113,12 @@ class Problem {
     a.outputs = shape_.outputs;
     a.inputs = shape_.inputs;
     a.is_accumulating = shape_.is_accumulating;
-    a.workspace = workspace_.get();
-    a.workspace_bytes = workspace_.count();
+    return a;
+  }
+  kvs::SkinnyDevice device() const {
     cudaDeviceProp properties;
     BENCH_CHECK(cudaGetDeviceProperties(&properties, 0));
-    a.sm_count = properties.multiProcessorCount;
-    a.compute_capability = properties.major * 10 + properties.minor;
-    return a;
+    return {workspace_.get(), properties.multiProcessorCount, properties.major * 10 + properties.minor};
   }
   Device<char>& y() { return y_; }
 
@@ -160,8 +159,9 @@ class Problem {
 
 void check_case(const Shape& shape, uint64_t seed) {
   Problem problem(shape, seed);
-  const kvs::SkinnyMatmulArgs a = problem.args();
-  if (!kvs::skinny_matmul_supports(a)) {
+  const kvs::SkinnyProduct a = problem.product();
+  const kvs::SkinnyDevice device = problem.device();
+  if (!kvs::skinny_supports(a, device)) {
     std::printf("      (%u, %u, %u) is left to the library\n", shape.rows, shape.outputs, shape.inputs);
     return;
   }
@@ -170,11 +170,11 @@ void check_case(const Shape& shape, uint64_t seed) {
   reference_product<<<static_cast<uint32_t>((count + 127) / 128), 128>>>(expected.get(), a);
   problem.prepare_y();
   const std::vector<char> before = problem.y().host();
-  BENCH_CHECK(kvs::skinny_matmul(a));
+  BENCH_CHECK(kvs::skinny_matmul(a, device, nullptr));
   BENCH_CHECK(cudaDeviceSynchronize());
   const std::vector<char> got = problem.y().host();
   problem.prepare_y();
-  BENCH_CHECK(kvs::skinny_matmul(a));
+  BENCH_CHECK(kvs::skinny_matmul(a, device, nullptr));
   BENCH_CHECK(cudaDeviceSynchronize());
   bench::expect(got == problem.y().host(), "a second run gives other bits");
   const std::vector<double> want = expected.host();
@@ -227,11 +227,11 @@ void time_case(const Shape& shape, double copy_rate, char* arena) {
       static_cast<int>(std::min<uint64_t>(arena_bytes / bytes, std::max<uint64_t>(4, (600ull << 20) / bytes)));
   const Problem problem(shape, 5, copies, arena);
   const Device<float> small(1);
-  if (!kvs::skinny_matmul_supports(problem.args())) return;
+  const kvs::SkinnyDevice device = problem.device();
+  if (!kvs::skinny_supports(problem.product(), device)) return;
   const auto enqueue = [&](int copy, cudaStream_t stream) {
-    kvs::SkinnyMatmulArgs a = problem.args(copy);
-    a.stream = stream;
-    BENCH_CHECK(kvs::skinny_matmul(a));
+    const kvs::SkinnyProduct product = problem.product(copy);
+    BENCH_CHECK(kvs::skinny_matmul(product, device, stream));
   };
   const float chain = bench::time_graph_us([&](cudaStream_t s) {
                         for (int c = 0; c < copies; ++c) enqueue(c, s);
@@ -258,11 +258,86 @@ void time_case(const Shape& shape, double copy_rate, char* arena) {
       100 * floor_us / chain, between - smalls, static_cast<double>(bytes) / (between - smalls) / 1e6);
 }
 
-void time_all() {
+struct Layer {
+  const char* name;
+  uint32_t hidden, intermediate, qkv;
+};
+
+/** The products between two attentions one behind the other, the gate in its product. */
+void time_layer(const Layer& layer, uint32_t rows, kvs_dtype weight_dtype, double copy_rate, char* arena) {
+  const uint64_t value_bytes = weight_dtype == KVS_F8E4M3 ? 1 : 2;
+  const uint32_t hidden = layer.hidden;
+  const uint32_t sizes[4][2] = {
+      {hidden, hidden}, {2 * layer.intermediate, hidden}, {hidden, layer.intermediate}, {layer.qkv, hidden}};
+  uint64_t layer_bytes = 0;
+  for (const auto& size : sizes) layer_bytes += static_cast<uint64_t>(size[0]) * size[1] * value_bytes;
+  const int copies = static_cast<int>(arena_bytes / layer_bytes);
+  const Problem problem({rows, 8, 256}, 5);  // for its workspace
+  const kvs::SkinnyDevice device = problem.device();
+  const auto buffer = [&](uint32_t columns) { return Device<__nv_bfloat16>(uint64_t{rows} * columns); };
+  Device<__nv_bfloat16> attended = buffer(hidden), sum = buffer(hidden), mlp_in = buffer(2 * layer.intermediate),
+                        mlp_out = buffer(layer.intermediate), qkv = buffer(layer.qkv);
+  Device<float> scales(2 * layer.intermediate);
+  bench::randomize(attended.get(), attended.count(), 1);
+  bench::randomize(sum.get(), sum.count(), 2);
+  bench::randomize(mlp_out.get(), mlp_out.count(), 3);
+  bench::randomize(scales.get(), scales.count(), 5, 0.01f);
+  const auto products = [&](int copy) {
+    std::vector<kvs::SkinnyProduct> all(4);
+    const char* weight = arena + layer_bytes * copy;
+    for (int i = 0; i < 4; ++i) {
+      all[i].x_dtype = all[i].y_dtype = KVS_BF16;
+      all[i].weight_dtype = weight_dtype;
+      all[i].rows = rows;
+      all[i].outputs = sizes[i][0];
+      all[i].inputs = sizes[i][1];
+      all[i].weight = weight;
+      all[i].scales = scales.get();
+      weight += static_cast<uint64_t>(sizes[i][0]) * sizes[i][1] * value_bytes;
+    }
+    all[0].x = attended.get(), all[0].y = sum.get(), all[0].is_accumulating = true;
+    all[1].x = sum.get(), all[1].y = mlp_in.get(), all[1].gated = mlp_out.get();
+    all[2].x = mlp_out.get(), all[2].y = sum.get(), all[2].is_accumulating = true;
+    all[3].x = sum.get(), all[3].y = qkv.get();
+    return all;
+  };
+  for (const kvs::SkinnyProduct& product : products(0)) {
+    if (!kvs::skinny_supports(product, device)) {
+      std::printf("%s rows %2u: %u x %u is left to the library\n", layer.name, rows, product.outputs, product.inputs);
+      return;
+    }
+  }
+  const float time = bench::time_graph_us([&](cudaStream_t stream) {
+                       for (int copy = 0; copy < copies; ++copy) {
+                         for (const kvs::SkinnyProduct& product : products(copy)) {
+                           BENCH_CHECK(kvs::skinny_matmul(product, device, stream));
+                         }
+                       }
+                     }) /
+                     copies;
+  const double floor_us = static_cast<double>(layer_bytes) / copy_rate / 1e6;
+  std::printf("%s rows %2u  products of a layer of %s  %6.1f MB  floor %6.1f us  chain %6.1f us (%3.0f%%)\n",
+              weight_dtype == KVS_F8E4M3 ? "fp8 " : "bf16", rows, layer.name, static_cast<double>(layer_bytes) / 1e6,
+              floor_us, time, 100 * floor_us / time);
+}
+
+void time_layers(double copy_rate, char* arena) {
+  const Layer layers[] = {{"8B ", 4096, 14336, 6144}, {"13B", 5120, 13824, 15360}, {"32B", 5120, 27648, 7168}};
+  for (const kvs_dtype dtype : {KVS_BF16, KVS_F8E4M3}) {
+    for (const Layer& layer : layers) {
+      for (const uint32_t rows : {1u, 4u, 8u, 16u}) time_layer(layer, rows, dtype, copy_rate, arena);
+    }
+  }
+}
+
+void time_all(bool has_singles) {
   const double copy_rate = bench::copy_bandwidth();
   const Device<char> arena(arena_bytes);
+  bench::randomize(reinterpret_cast<__nv_bfloat16*>(arena.get()), arena_bytes / 2, 7, 0.02f);
   std::printf("the first to be timed is slow, whatever it is:\n");
   time_case({1, 8192, 8192}, copy_rate, arena.get());
+  time_layers(copy_rate, arena.get());
+  if (!has_singles) return;
   const uint32_t sizes[][2] = {{4096, 14336}, {6144, 4096}, {4096, 4096}, {28672, 4096}, {27648, 5120}, {15360, 5120},
                                {5120, 13824}, {5120, 5120}, {7168, 5120}, {5120, 27648}, {55296, 5120}, {128256, 4096}};
   for (const uint32_t rows : {1u, 4u, 8u, 16u}) {
@@ -281,14 +356,15 @@ int main(int argument_count, char** arguments) {
   const std::string mode = argument_count > 2 ? arguments[2] : "both";
   bench::print_device();
   std::printf("seed %llu\n", static_cast<unsigned long long>(seed));
-  if (mode != "both" && mode != "check" && mode != "check-small" && mode != "time") {
+  if (mode != "both" && mode != "check" && mode != "check-small" && mode != "time" && mode != "layers") {
     std::printf("no mode %s\n", mode.c_str());
     return 2;
   }
   const bool is_small = mode == "check-small";
   if (is_small) check_small(seed);
   if (mode == "check" || mode == "both") check_all(seed);
-  if (mode != "time") std::printf("%d failures\n", bench::failures);
-  if (mode == "time" || mode == "both") time_all();
+  if (mode != "time" && mode != "layers") std::printf("%d failures\n", bench::failures);
+  if (mode == "time" || mode == "both") time_all(true);
+  if (mode == "layers") time_all(false);
   return bench::failures == 0 ? 0 : 1;
 }

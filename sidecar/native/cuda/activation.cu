@@ -15,11 +15,13 @@ constexpr uint32_t threads = 256;
 
 struct SiluMul {
   static constexpr uint32_t inputs = 2;
+  static constexpr bool is_gate = true;  // a product's kernel can do it
   __device__ static float apply(float gate, float up) { return gate / (1.0f + expf(-gate)) * up; }
 };
 
 struct Gelu {
   static constexpr uint32_t inputs = 1;
+  static constexpr bool is_gate = false;
   __device__ static float apply(float x, float) { return 0.5f * x * (1.0f + erff(x * 0.70710678f)); }
 };
 
@@ -67,10 +69,11 @@ kvs_status activate(kvs_device* device, uint64_t y, uint64_t x, uint32_t row_cou
     char* to = d.device_memory(y, d.compute_bytes(row_count, size), "y");
     const char* from =
         d.device_memory(x, d.compute_bytes(row_count, static_cast<uint64_t>(Activation::inputs) * size), "x");
+    if (Activation::is_gate && d.add_gate(to, from, row_count, size)) return;
     with_type(d.config.compute_dtype, [&](auto type) {
       using T = decltype(type);
       launch_activation<Activation>(reinterpret_cast<T*>(to), reinterpret_cast<const T*>(from), row_count, size,
-                                    d.compute, name);
+                                    d.compute_stream(), name);
     });
   });
 }

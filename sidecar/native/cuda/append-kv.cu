@@ -266,11 +266,11 @@ extern "C" kvs_status kvs_append_kv(kvs_device* device, uint64_t q, uint64_t qkv
       const T* from = reinterpret_cast<const T*>(qkv_data);
       cudaError_t error = cudaSuccess;
       if constexpr (sizeof(T) == 2) {
-        if (has_vectors) error = kvs::launch_vectors(to, from, row_count, args, d.compute);
+        if (has_vectors) error = kvs::launch_vectors(to, from, row_count, args, d.compute_stream());
       }
       if (!has_vectors) {
         kvs::with_type(c.kv_dtype, [&](auto kv_type) {
-          error = kvs::launch_elements<T, decltype(kv_type)>(to, from, row_count, args, d.compute);
+          error = kvs::launch_elements<T, decltype(kv_type)>(to, from, row_count, args, d.compute_stream());
         });
       }
       kvs::check_cuda(error, "kvs_append_kv");

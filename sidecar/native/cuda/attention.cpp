@@ -6,7 +6,7 @@
 
 namespace {
 
-kvs::AttentionArgs attention_args(const kvs_device& d, uint32_t layer, uint32_t window) {
+kvs::AttentionArgs attention_args(kvs_device& d, uint32_t layer, uint32_t window) {
   const kvs_device_config& c = d.config;
   kvs::AttentionArgs args{};
   args.kv = d.kv_layer(layer);
@@ -34,7 +34,7 @@ kvs::AttentionArgs attention_args(const kvs_device& d, uint32_t layer, uint32_t 
   args.workspace_bytes = d.attention_workspace.bytes();
   args.sm_count = d.gpu.sm_count;
   args.compute_capability = d.gpu.compute_capability;
-  args.stream = d.compute;
+  args.stream = d.compute_stream();
   return args;
 }
 

@@ -40,7 +40,6 @@ kvs::DeviceMemory zeroed(uint64_t bytes, const char* purpose) {
 kvs_device::kvs_device(const kvs_device_config& wanted, kvs::Gpu found)
     : config(checked_config(wanted)),
       gpu(std::move(found)),
-      compute(0),
       load(urgent_priority()),
       save(urgent_priority()),
       staging(staging_bytes),
@@ -48,7 +47,9 @@ kvs_device::kvs_device(const kvs_device_config& wanted, kvs::Gpu found)
       tokens(zeroed(static_cast<uint64_t>(config.max_sequences) * token_stride() * sizeof(int32_t), "token ids")),
       attention_workspace(zeroed(kvs::attention_workspace_bytes(config, gpu.sm_count), "the workspace of attention")),
       sampling_workspace(zeroed(kvs::sampling_workspace_bytes(config), "the workspace of sampling")),
-      matmuls(config, gpu) {
+      matmuls(config, gpu),
+      compute_(0),
+      product_(gpu) {
   kvs::check_cuda(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
 }
 
@@ -80,17 +81,27 @@ kvs_weight& kvs_device::known(kvs_weight* weight) const {
   return *weight;
 }
 
-cudaStream_t kvs_device::stream(kvs_stream index) const {
+cudaStream_t kvs_device::stream(kvs_stream index) {
   kvs::require(index <= KVS_STREAM_SAVE, "no stream %u", index);
-  return index == KVS_STREAM_COMPUTE ? compute : index == KVS_STREAM_LOAD ? load : save;
+  return index == KVS_STREAM_COMPUTE ? compute_stream() : index == KVS_STREAM_LOAD ? load : save;
+}
+
+cudaStream_t kvs_device::compute_stream() {
+  product_.launch(compute_);
+  return compute_;
+}
+
+void kvs_device::drain_compute() {
+  product_.launch(compute_);
+  compute_.drain();
 }
 
 void kvs_device::require_no_capture(const char* call) const {
   kvs::require(!is_capturing(), "%s: not between kvs_graph_begin and kvs_graph_end", call);
 }
 
-void kvs_device::drain() const {
-  compute.drain();
+void kvs_device::drain() {
+  drain_compute();
   load.drain();
   save.drain();
 }
@@ -152,7 +163,7 @@ kvs_status kvs_device_info(kvs_device* device, char* json, uint32_t capacity_byt
     // numeric_mode names what decides bits, as far as a GPU promises any: change the number with the kernels.
     std::snprintf(json, capacity_bytes,
                   "{\"backend\":\"cuda\",\"name\":\"%s\",\"isa\":\"sm_%d\",\"threads\":%d,"
-                  "\"numeric_mode\":\"cuda-sm%d-1%s\",\"memory_bytes\":%llu,\"fp8_scales\":\"%s\","
+                  "\"numeric_mode\":\"cuda-sm%d-2%s\",\"memory_bytes\":%llu,\"fp8_scales\":\"%s\","
                   "\"scattered_loads\":\"%s\",\"scattered_saves\":\"%s\",\"host_slots_pinned\":%u}",
                   d.gpu.name.c_str(), d.gpu.compute_capability, d.gpu.sm_count, d.gpu.compute_capability,
                   is_scaled_after ? "-fp8-after" : "", static_cast<unsigned long long>(d.gpu.memory_bytes), fp8_scales,
@@ -187,8 +198,8 @@ kvs_status kvs_set_rope(kvs_device* device, const double* inverse_frequencies) {
       kvs::check_cuda(cudaMemcpy(frequencies.as(), inverse_frequencies, frequencies.bytes(), cudaMemcpyHostToDevice),
                       "cudaMemcpy");
       kvs::fill_rope_table(d.rope_cosine.as<float>(), d.rope_sine.as<float>(), frequencies.as<double>(),
-                           d.config.max_positions, pairs, d.compute);
-      d.compute.drain();
+                           d.config.max_positions, pairs, d.compute_stream());
+      d.drain_compute();
     }
     d.has_rope = true;
   });

@@ -23,6 +23,7 @@
 #include "staging.h"
 #include "step-upload.h"
 #include "streams.h"
+#include "waiting-product.h"
 #include "weight.h"
 
 namespace kvs {
@@ -58,7 +59,15 @@ struct kvs_device {
   }
   char* host_memory(uint64_t address, uint64_t bytes, const char* name) const;
   kvs_weight& known(kvs_weight* weight) const;
-  cudaStream_t stream(kvs_stream index) const;
+  cudaStream_t stream(kvs_stream index);
+  /** A product that waits is launched first: whoever enqueues here, or waits for the stream, comes behind it. */
+  cudaStream_t compute_stream();
+  void drain_compute();
+  /** See WaitingProduct. False: the operation is to be enqueued now. */
+  bool add_product(const kvs::SkinnyProduct& product) { return product_.add(product, compute_); }
+  bool add_gate(void* gated, const void* y, uint32_t rows, uint32_t size) {
+    return product_.add_gate(gated, y, rows, size);
+  }
 
   uint64_t compute_bytes(uint64_t rows, uint64_t size) const {
     return rows * size * kvs::dtype_bytes(config.compute_dtype);
@@ -72,7 +81,7 @@ struct kvs_device {
   /** Throws Failure(KVS_INVALID) between kvs_graph_begin and kvs_graph_end. */
   void require_no_capture(const char* call) const;
   /** Blocks until all streams are idle. */
-  void drain() const;
+  void drain();
 
   const kvs_device_config config;
   const kvs::Gpu gpu;
@@ -80,7 +89,6 @@ struct kvs_device {
   std::string failure;
   std::shared_ptr<kvs::WakeSignal> wake = std::make_shared<kvs::WakeSignal>();
 
-  kvs::CudaStream compute;
   kvs::CudaStream load;
   kvs::CudaStream save;
   kvs::Events events;
@@ -112,6 +120,9 @@ struct kvs_device {
 
  private:
   uint64_t checked_device_memory(uint64_t address, uint64_t bytes, const char* name) const;
+
+  kvs::CudaStream compute_;
+  kvs::WaitingProduct product_;
 };
 
 namespace kvs {

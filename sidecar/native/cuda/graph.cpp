@@ -34,8 +34,9 @@ kvs_status kvs_graph_begin(kvs_device* device, uint32_t key) {
     require(d.graphs.count(key) == 0, "graph %u exists already", key);
     require_decode(d, "kvs_graph_begin");
     // Products of new shapes are timed during the capture: nothing else should run then. Once per size of step.
-    d.compute.drain();
-    check_cuda(cudaStreamBeginCapture(d.compute, cudaStreamCaptureModeRelaxed), "cudaStreamBeginCapture");
+    d.drain_compute();
+    check_cuda(cudaStreamBeginCapture(d.compute_stream(), cudaStreamCaptureModeRelaxed),
+               "cudaStreamBeginCapture");
     d.capture_key = key;
   });
 }
@@ -44,9 +45,9 @@ kvs_status kvs_graph_end(kvs_device* device, uint32_t key) {
   return with_device(device, [&](kvs_device& d) {
     require(d.capture_key == key, "graph %u is not being captured", key);
     d.capture_key.reset();
-    const kvs::Graph graph{instantiate(d.compute), d.facts.row_count, d.facts.logit_count};
+    const kvs::Graph graph{instantiate(d.compute_stream()), d.facts.row_count, d.facts.logit_count};
     d.graphs.emplace(key, graph);
-    check_cuda(cudaGraphLaunch(graph.executable, d.compute), "cudaGraphLaunch");
+    check_cuda(cudaGraphLaunch(graph.executable, d.compute_stream()), "cudaGraphLaunch");
   });
 }
 
@@ -60,7 +61,7 @@ kvs_status kvs_graph_launch(kvs_device* device, uint32_t key) {
     require(graph.row_count == d.facts.row_count && graph.logit_count == d.facts.logit_count,
             "graph %u has %u rows and %u logit rows, the step that has begun %u and %u", key, graph.row_count,
             graph.logit_count, d.facts.row_count, d.facts.logit_count);
-    check_cuda(cudaGraphLaunch(graph.executable, d.compute), "cudaGraphLaunch");
+    check_cuda(cudaGraphLaunch(graph.executable, d.compute_stream()), "cudaGraphLaunch");
   });
 }
 

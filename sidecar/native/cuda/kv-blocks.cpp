@@ -83,8 +83,8 @@ kvs_status kvs_kv_create(kvs_device* device, uint32_t block_count) {
     d.kv = kvs::DeviceMemory();
     d.kv = kvs::DeviceMemory(block_count * kvs::slot_bytes_of(d.config), "the KV blocks");
     // Tensor cores multiply what lies behind a row's last key by zero: it must not be NaN.
-    check_cuda(cudaMemsetAsync(d.kv.as(), 0, d.kv.bytes(), d.compute), "cudaMemset");
-    d.compute.drain();
+    check_cuda(cudaMemsetAsync(d.kv.as(), 0, d.kv.bytes(), d.compute_stream()), "cudaMemset");
+    d.drain_compute();
     d.block_count = block_count;
   });
 }
@@ -106,7 +106,7 @@ kvs_status kvs_copy_blocks(kvs_device* device, const int32_t* sources, const int
     for (uint32_t i = 0; i < count; ++i) {
       if (sources[i] == destinations[i]) continue;
       check_cuda(cudaMemcpyAsync(kvs::block_at(d, destinations[i]), kvs::block_at(d, sources[i]),
-                                 kvs::block_bytes_of(d.config), cudaMemcpyDeviceToDevice, d.compute),
+                                 kvs::block_bytes_of(d.config), cudaMemcpyDeviceToDevice, d.compute_stream()),
                  "kvs_copy_blocks");
     }
   });

@@ -8,7 +8,6 @@
 #include "convert.h"
 #include "device.h"
 #include "scale-product.h"
-#include "skinny-matmul.h"
 
 namespace kvs {
 
@@ -23,29 +22,6 @@ cudaDataType_t cuda_type(kvs_dtype dtype) {
     case KVS_F8E4M3: return CUDA_R_8F_E4M3;
     default: return CUDA_R_32F;
   }
-}
-
-SkinnyMatmulArgs skinny_args(const MatmulArgs& args, const kvs_device_config& config, const Gpu& gpu,
-                             const DeviceMemory& workspace, cudaStream_t stream) {
-  SkinnyMatmulArgs skinny{};
-  skinny.y = args.y;
-  skinny.x = args.x;
-  skinny.weight = args.weight->memory.as();
-  skinny.scales = args.weight->scales.as<const float>();
-  skinny.bias = args.bias;
-  skinny.y_dtype = args.is_f32_out ? kvs_dtype{KVS_F32} : config.compute_dtype;
-  skinny.x_dtype = config.compute_dtype;
-  skinny.weight_dtype = args.weight->dtype;
-  skinny.rows = args.row_count;
-  skinny.outputs = args.weight->rows;
-  skinny.inputs = args.weight->cols;
-  skinny.is_accumulating = args.is_accumulating;
-  skinny.workspace = workspace.as();
-  skinny.workspace_bytes = workspace.bytes();
-  skinny.sm_count = gpu.sm_count;
-  skinny.compute_capability = gpu.compute_capability;
-  skinny.stream = stream;
-  return skinny;
 }
 
 /** So that what serves GPUs without scales inside products can be checked on one that has them. */
@@ -70,11 +46,7 @@ void grow(DeviceMemory& memory, uint64_t bytes, std::vector<DeviceMemory>& outgr
 
 }  // namespace
 
-Matmuls::Matmuls(const kvs_device_config& config, const Gpu& gpu) : config_(config), gpu_(gpu), library_(gpu) {
-  const uint64_t bytes = skinny_matmul_workspace_bytes(gpu.sm_count);
-  skinny_workspace_ = DeviceMemory(bytes, "the workspace of skinny products");
-  if (bytes != 0) check_cuda(cudaMemset(skinny_workspace_.as(), 0, bytes), "cudaMemset");
-}
+Matmuls::Matmuls(const kvs_device_config& config, const Gpu& gpu) : config_(config), gpu_(gpu), library_(gpu) {}
 
 void Matmuls::prepare(kvs_weight& weight) {
   grow(bias_, static_cast<uint64_t>(weight.rows) * sizeof(float), outgrown_, "a bias");
@@ -127,16 +99,21 @@ ProductShape Matmuls::shape_of(const MatmulArgs& args) const {
   return shape;
 }
 
-bool Matmuls::is_known(const MatmulArgs& args) const {
-  return skinny_matmul_supports(skinny_args(args, config_, gpu_, skinny_workspace_, nullptr)) ||
-         library_.is_known(shape_of(args));
-}
-
-bool Matmuls::enqueue_skinny(const MatmulArgs& args, cudaStream_t stream) const {
-  const SkinnyMatmulArgs skinny = skinny_args(args, config_, gpu_, skinny_workspace_, stream);
-  if (!skinny_matmul_supports(skinny)) return false;
-  check_cuda(skinny_matmul(skinny), "skinny_matmul");
-  return true;
+SkinnyProduct Matmuls::as_skinny(const MatmulArgs& args) const {
+  SkinnyProduct product{};
+  product.y = args.y;
+  product.x = args.x;
+  product.weight = args.weight->memory.as();
+  product.scales = args.weight->scales.as<const float>();
+  product.bias = args.bias;
+  product.y_dtype = args.is_f32_out ? kvs_dtype{KVS_F32} : config_.compute_dtype;
+  product.x_dtype = config_.compute_dtype;
+  product.weight_dtype = args.weight->dtype;
+  product.rows = args.row_count;
+  product.outputs = args.weight->rows;
+  product.inputs = args.weight->cols;
+  product.is_accumulating = args.is_accumulating;
+  return product;
 }
 
 /** In the type that the library wants. */
@@ -148,7 +125,6 @@ const void* Matmuls::bias_of(const MatmulArgs& args, const ProductShape& shape, 
 }
 
 void Matmuls::enqueue(const MatmulArgs& args, cudaStream_t stream) {
-  if (enqueue_skinny(args, stream)) return;
   Product product{};
   product.shape = shape_of(args);
   product.y = args.y;
@@ -207,7 +183,8 @@ extern "C" kvs_status kvs_matmul(kvs_device* device, uint64_t y, uint64_t x, kvs
         row_count,
         (flags & KVS_MATMUL_ACCUMULATE) != 0,
         is_f32_out};
-    if (!d.is_capturing() && !d.matmuls.is_known(args)) d.compute.drain();
-    d.matmuls.enqueue(args, d.compute);
+    if (d.add_product(d.matmuls.as_skinny(args))) return;
+    if (!d.is_capturing() && !d.matmuls.is_known(args)) d.drain_compute();
+    d.matmuls.enqueue(args, d.compute_stream());
   });
 }

@@ -8,6 +8,7 @@
 #include "device-memory.h"
 #include "gpu.h"
 #include "library-matmul.h"
+#include "skinny-matmul.h"
 #include "weight.h"
 
 namespace kvs {
@@ -31,22 +32,23 @@ class Matmuls {
   void prepare(kvs_weight& weight);
   /** Where those of FP8 matrices came in so far: "inside" the product, "after" it; "none": there is no such matrix. */
   const char* fp8_scales() const { return !sums_.is_empty() ? "after" : !x_.is_empty() ? "inside" : "none"; }
-  /** Whether a product of this kind may be timed first, see LibraryMatmul::is_known. */
-  bool is_known(const MatmulArgs& args) const;
+  /** The product as our own kernels take it; whether they serve it is for them to say. */
+  SkinnyProduct as_skinny(const MatmulArgs& args) const;
+  /** False: enqueueing a product of this kind times it first, see LibraryMatmul::is_known. */
+  bool is_known(const MatmulArgs& args) const { return library_.is_known(shape_of(args)); }
+  /** By the library. */
   void enqueue(const MatmulArgs& args, cudaStream_t stream);
   void settle() { library_.settle(); }
 
  private:
   void prepare_fp8(kvs_weight& weight);
   ProductShape shape_of(const MatmulArgs& args) const;
-  bool enqueue_skinny(const MatmulArgs& args, cudaStream_t stream) const;
   const void* bias_of(const MatmulArgs& args, const ProductShape& shape, cudaStream_t stream) const;
   void enqueue_scaled_after(Product product, const MatmulArgs& args, cudaStream_t stream);
 
   const kvs_device_config config_;
   const Gpu gpu_;
   LibraryMatmul library_;
-  DeviceMemory skinny_workspace_;
   DeviceMemory bias_;                   // a bias in the type of y
   DeviceMemory x_;                      // F8E4M3 x
   DeviceMemory x_scales_;               // (max_rows)

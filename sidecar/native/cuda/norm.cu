@@ -7,7 +7,6 @@
 #include "device.h"
 #include "dtype.h"
 #include "launch.cuh"
-#include "skinny-matmul.h"
 #include "warp-tensor.cuh"
 
 namespace kvs {
@@ -16,9 +15,6 @@ namespace {
 
 constexpr uint32_t threads_max = 512;
 constexpr uint32_t threads_per_sm = 1536;  // registers allow no more
-/** Before a skinny product, a norm starts when the kernel before it has ended: started early, it cost that product up
- * to half its speed (NOTES.md). */
-constexpr uint32_t early_rows = skinny_rows_max + 1;
 
 struct NormArgs {
   const float* weight;
@@ -165,17 +161,16 @@ cudaError_t launch_norm(T* y, const T* x, uint32_t row_count, const NormArgs& ar
                         cudaStream_t stream) {
   constexpr uint32_t width = Vector<T>::size;
   constexpr uint32_t vectors_max = 8;
-  const bool is_early = row_count >= early_rows;
   const uint32_t vectors = (args.size + width - 1) / width;
   const bool is_aligned_all = is_aligned(x, 16) && is_aligned(y, 16) && is_aligned(args.weight, 16);
   if (args.size % width != 0 || vectors > threads_max * vectors_max || !is_aligned_all) {
-    return launch(is_early, norm_elements_kernel<T>, row_count, 256, 0, stream, y, x, args);
+    return launch(true, norm_elements_kernel<T>, row_count, 256, 0, stream, y, x, args);
   }
   const uint32_t each = (vectors + threads_max - 1) / threads_max;
   const uint32_t threads = ((vectors + each - 1) / each + 31) / 32 * 32;
   const uint32_t blocks = std::min(row_count, static_cast<uint32_t>(sm_count) * (threads_per_sm / threads));
   const auto launch_kernel = [&](auto kernel) {
-    return launch(is_early, kernel, blocks, threads, 0, stream, y, x, row_count, args);
+    return launch(true, kernel, blocks, threads, 0, stream, y, x, row_count, args);
   };
   if (each == 1) return launch_kernel(norm_vectors_kernel<T, 1>);
   if (each == 2) return launch_kernel(norm_vectors_kernel<T, 2>);
@@ -196,7 +191,7 @@ kvs_status norm(kvs_device* device, uint64_t y, uint64_t x, uint32_t row_count, 
     with_type(d.config.compute_dtype, [&](auto type) {
       using T = decltype(type);
       check_cuda(launch_norm(reinterpret_cast<T*>(to), reinterpret_cast<const T*>(from), row_count, args,
-                             d.gpu.sm_count, d.compute),
+                             d.gpu.sm_count, d.compute_stream()),
                  name);
     });
   });

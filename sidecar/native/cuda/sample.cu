@@ -191,7 +191,7 @@ extern "C" kvs_status kvs_sample(kvs_device* device, uint64_t logits, uint64_t r
     args.workspace_bytes = d.sampling_workspace.bytes();
     args.sm_count = d.gpu.sm_count;
     args.compute_capability = d.gpu.compute_capability;
-    args.stream = d.compute;
+    args.stream = d.compute_stream();
     kvs::sample(args);
   });
 }

@@ -1,5 +1,5 @@
-// Matrix products of few rows, bound by the bytes of the weights: y (rows, outputs) = x (rows, inputs) weight^T +
-// bias.
+// Matrix products of few rows, bound by the bytes of the weights: y (rows, outputs) = x (rows, inputs) weight^T + bias,
+// with the gate behind it where the caller has one.
 
 #pragma once
 
@@ -11,7 +11,7 @@
 
 namespace kvs {
 
-struct SkinnyMatmulArgs {
+struct SkinnyProduct {
   void* y;                 // (rows, outputs) of y_dtype
   const void* x;           // (rows, inputs) of x_dtype, 16-byte aligned
   const void* weight;      // (outputs, inputs) row-major of weight_dtype, 256-byte aligned, rows without padding
@@ -24,25 +24,26 @@ struct SkinnyMatmulArgs {
   uint32_t outputs;
   uint32_t inputs;
   bool is_accumulating;  // y += instead of y =
+  void* gated;  // (rows, outputs / 2) of x_dtype: silu(first half of y) * second half; null: not wanted. Of its own
+                // memory: thread blocks do not wait for one another
+};
 
-  /** Device memory of skinny_matmul_workspace_bytes(), 256-byte aligned. All zero when the device opens and between
-   * launches nobody else writes to it, so counters that a kernel leaves at zero stay there. */
+/** What the products of a device share. */
+struct SkinnyDevice {
+  /** Device memory of skinny_workspace_bytes(), 256-byte aligned. All zero when the device opens and between launches
+   * nobody else writes to it, so counters that a kernel leaves at zero stay there. */
   void* workspace;
-  uint64_t workspace_bytes;
   int sm_count;
   int compute_capability;
-  cudaStream_t stream;
 };
 
 /** Of x: more are left to the library. */
 inline constexpr uint32_t skinny_rows_max = 16;
-
-uint64_t skinny_matmul_workspace_bytes(int sm_count);
+uint64_t skinny_workspace_bytes();
 
 /** Whether the kernels serve these types and sizes, and beat the library's product at them. */
-bool skinny_matmul_supports(const SkinnyMatmulArgs& args);
-
-/** Enqueues on args.stream; returns the launch's error. Sums in F32. */
-cudaError_t skinny_matmul(const SkinnyMatmulArgs& args);
+bool skinny_supports(const SkinnyProduct& product, const SkinnyDevice& device);
+/** Enqueues; returns the launch's error. Sums in F32, in an order that the sizes alone decide. */
+cudaError_t skinny_matmul(const SkinnyProduct& product, const SkinnyDevice& device, cudaStream_t stream);
 
 }  // namespace kvs

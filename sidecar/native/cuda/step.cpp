@@ -50,7 +50,7 @@ kvs_status kvs_write_tokens(kvs_device* device, uint32_t slot, uint32_t position
     }
     d.require_no_capture("kvs_write_tokens");
     int32_t* to = d.tokens.as<int32_t>() + static_cast<uint64_t>(slot) * d.token_stride() + position;
-    d.staging.copy_to_device(to, ids, count * sizeof(int32_t), d.compute);
+    d.staging.copy_to_device(to, ids, count * sizeof(int32_t), d.compute_stream());
   });
 }
 
@@ -60,7 +60,7 @@ kvs_status kvs_begin_step(kvs_device* device, const int32_t* step, uint32_t byte
     d.require_no_capture("kvs_begin_step");
     const kvs::StepInput input = kvs::parse_step(step, bytes, d.config, d.block_count);
     d.matmuls.settle();
-    d.step.begin(step, bytes, input, d.compute);
+    d.step.begin(step, bytes, input, d.compute_stream());
     d.facts = kvs::facts_of(input);
   });
 }
@@ -70,7 +70,7 @@ kvs_status kvs_copy_out(kvs_device* device, uint64_t destination, uint64_t sourc
     char* to = d.host_memory(destination, bytes, "destination");
     const char* from = d.device_memory(source, bytes, "source");
     d.require_no_capture("kvs_copy_out");
-    kvs::check_cuda(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, d.compute), "kvs_copy_out");
+    kvs::check_cuda(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, d.compute_stream()), "kvs_copy_out");
   });
 }
 
@@ -79,7 +79,7 @@ kvs_status kvs_copy_in(kvs_device* device, uint64_t destination, const void* sou
     require(source != nullptr, "copy_in: source must not be null");
     char* to = d.device_memory(destination, bytes, "destination");
     d.require_no_capture("kvs_copy_in");
-    d.staging.copy_to_device(to, source, bytes, d.compute);
+    d.staging.copy_to_device(to, source, bytes, d.compute_stream());
   });
 }
 

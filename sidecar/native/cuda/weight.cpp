@@ -20,10 +20,11 @@ void store_rows(kvs_device& device, kvs_weight& weight, uint32_t begin, uint32_t
                 kvs_dtype source_dtype) {
   const uint64_t offset = static_cast<uint64_t>(begin) * weight.cols * dtype_bytes(weight.dtype);
   char* to = weight.memory.as() + offset;
+  const cudaStream_t stream = device.compute_stream();
   if (weight.dtype == KVS_F8E4M3) {
-    quantise_rows(to, weight.scales.as<float>() + begin, source, source_dtype, count, weight.cols, device.compute);
+    quantise_rows(to, weight.scales.as<float>() + begin, source, source_dtype, count, weight.cols, stream);
   } else {
-    convert(to, weight.dtype, source, source_dtype, static_cast<uint64_t>(count) * weight.cols, device.compute);
+    convert(to, weight.dtype, source, source_dtype, static_cast<uint64_t>(count) * weight.cols, stream);
   }
 }
 
@@ -36,10 +37,10 @@ void upload_converted(kvs_device& device, kvs_weight& weight, uint32_t row_begin
   const DeviceMemory raw(rows_at_once * row_bytes, "the upload of weights");
   for (uint32_t done = 0; done < row_count; done += rows_at_once) {
     const uint32_t count = std::min(rows_at_once, row_count - done);
-    device.staging.copy_to_device(raw.as(), source + done * row_bytes, count * row_bytes, device.compute);
+    device.staging.copy_to_device(raw.as(), source + done * row_bytes, count * row_bytes, device.compute_stream());
     store_rows(device, weight, row_begin + done, count, raw.as(), source_dtype);
   }
-  device.compute.drain();
+  device.drain_compute();
 }
 
 }  // namespace
@@ -73,7 +74,7 @@ kvs_status kvs_weight_upload(kvs_device* device, kvs_weight* weight, uint32_t ro
       return;
     }
     const uint64_t row_bytes = static_cast<uint64_t>(w.cols) * kvs::dtype_bytes(w.dtype);
-    d.staging.copy_to_device(w.memory.as() + row_begin * row_bytes, from, row_count * row_bytes, d.compute);
+    d.staging.copy_to_device(w.memory.as() + row_begin * row_bytes, from, row_count * row_bytes, d.compute_stream());
   });
 }
 
@@ -82,7 +83,8 @@ kvs_status kvs_weight_fill_random(kvs_device* device, kvs_weight* weight, uint64
     kvs_weight& w = d.known(weight);
     d.require_no_capture("kvs_weight_fill_random");
     require(std::isfinite(deviation) && deviation >= 0.0f, "weight: deviation must be finite and not negative");
-    kvs::fill_random(w.memory.as(), w.scales.as<float>(), w.dtype, w.rows, w.cols, seed, deviation, d.compute);
+    kvs::fill_random(w.memory.as(), w.scales.as<float>(), w.dtype, w.rows, w.cols, seed, deviation,
+                     d.compute_stream());
   });
 }
 
@@ -90,7 +92,7 @@ kvs_status kvs_weight_free(kvs_device* device, kvs_weight* weight) {
   return with_device(device, [&](kvs_device& d) {
     d.known(weight);
     d.require_no_capture("kvs_weight_free");
-    d.compute.drain();
+    d.drain_compute();
     d.weights.erase(weight);
     delete weight;
   });

@@ -1,5 +1,4 @@
-// Skinny products, the parts that depend on the types: weights as tensor-core operands straight from memory, results to
-// y.
+// Skinny products, the parts that depend on the types: weights as tensor-core operands straight from memory.
 
 #pragma once
 
@@ -65,48 +64,5 @@ struct WeightChunk<T, true> {
     }
   }
 };
-
-struct SkinnyParams {
-  void* y;
-  const void* x;
-  const void* weight;
-  const float* scales;
-  const float* bias;
-  int rows;
-  int outputs;
-  int inputs;
-  int eights;        // of outputs
-  int k_units;       // of K, of unit_values each
-  int slices;        // of K
-  int slice_blocks;  // thread blocks of a slice
-  int eights_each;   // of a thread block; the first eights_extra blocks take one more
-  int eights_extra;
-  int passes;       // over K, when a block has more tiles than warps
-  int pass_tiles;   // of a pass
-  int sharing;      // warps of a tile
-  int chunk_units;  // of K, whose x comes at once; a multiple of sharing
-  int slot_bytes;   // of sums that warps share
-  int x_bytes;
-  bool is_accumulating;
-  bool is_f32_out;
-  float* partials;  // (slice, eight, row, 8 outputs)
-  int* counters;    // of the blocks that share outputs
-};
-
-/** y of one output, after all of K. */
-template <typename T>
-__device__ __forceinline__ void store_result(const SkinnyParams& p, int row, int output, float value) {
-  if (row >= p.rows || output >= p.outputs) return;
-  if (p.scales != nullptr) value *= p.scales[output];
-  if (p.bias != nullptr) value += p.bias[output];
-  const uint64_t at = static_cast<uint64_t>(row) * p.outputs + output;
-  if (p.is_f32_out) {
-    float* y = static_cast<float*>(p.y) + at;
-    *y = p.is_accumulating ? *y + value : value;
-  } else {
-    T* y = static_cast<T*>(p.y) + at;
-    *y = static_cast<T>(p.is_accumulating ? static_cast<float>(*y) + value : value);
-  }
-}
 
 }  // namespace kvs

@@ -1,0 +1,60 @@
+// Which gates become part of a product: those whose rows lie apart from what its other thread blocks read and write.
+
+#include "waiting-product.h"
+
+#include <utility>
+
+#include "../common/step-input.h"
+#include "cuda-error.h"
+
+namespace kvs {
+
+namespace {
+
+bool overlap(const void* a, uint64_t a_bytes, const void* b, uint64_t b_bytes) {
+  const auto a_begin = reinterpret_cast<uint64_t>(a);
+  const auto b_begin = reinterpret_cast<uint64_t>(b);
+  return a_begin < b_begin + b_bytes && b_begin < a_begin + a_bytes;
+}
+
+/** Thread blocks do not wait for one another: what one writes of the gated rows no other may still read, or write. */
+bool has_gated_apart(const SkinnyProduct& p) {
+  const uint64_t rows = p.rows;
+  const uint64_t gated_bytes = rows * (p.outputs / 2) * dtype_bytes(p.x_dtype);
+  return !overlap(p.gated, gated_bytes, p.x, rows * p.inputs * dtype_bytes(p.x_dtype)) &&
+         !overlap(p.gated, gated_bytes, p.y, rows * p.outputs * dtype_bytes(p.y_dtype));
+}
+
+}  // namespace
+
+WaitingProduct::WaitingProduct(const Gpu& gpu)
+    : workspace_(skinny_workspace_bytes(), "the workspace of skinny products") {
+  check_cuda(cudaMemset(workspace_.as(), 0, workspace_.bytes()), "cudaMemset");
+  device_ = {workspace_.as(), gpu.sm_count, gpu.compute_capability};
+}
+
+bool WaitingProduct::add(const SkinnyProduct& product, cudaStream_t stream) {
+  if (!skinny_supports(product, device_)) return false;
+  launch(stream);
+  product_ = product;
+  return true;
+}
+
+bool WaitingProduct::add_gate(void* gated, const void* y, uint32_t rows, uint32_t size) {
+  if (!product_.has_value() || product_->gated != nullptr || product_->y != y || product_->rows != rows ||
+      product_->outputs != 2ull * size) {
+    return false;
+  }
+  SkinnyProduct with_gate = *product_;
+  with_gate.gated = gated;
+  if (!has_gated_apart(with_gate) || !skinny_supports(with_gate, device_)) return false;
+  product_ = with_gate;
+  return true;
+}
+
+void WaitingProduct::launch(cudaStream_t stream) {
+  const std::optional<SkinnyProduct> product = std::exchange(product_, std::nullopt);
+  if (product.has_value()) check_cuda(skinny_matmul(*product, device_, stream), "skinny_matmul");
+}
+
+}  // namespace kvs
