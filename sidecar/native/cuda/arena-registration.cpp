@@ -7,6 +7,7 @@
 #include <algorithm>
 
 #include "cuda-error.h"
+#include "numa-preference.h"
 
 namespace kvs {
 
@@ -25,9 +26,14 @@ void populate(char* begin, uint64_t bytes) {
 
 }  // namespace
 
-ArenaRegistration::ArenaRegistration(char* slots, uint64_t slot_bytes, uint32_t slot_count, int gpu_index,
+ArenaRegistration::ArenaRegistration(char* slots, uint64_t slot_bytes, uint32_t slot_count, const Gpu& gpu,
                                      std::shared_ptr<WakeSignal> wake)
-    : slots_(slots), slot_bytes_(slot_bytes), slot_count_(slot_count), gpu_index_(gpu_index), wake_(std::move(wake)) {
+    : slots_(slots),
+      slot_bytes_(slot_bytes),
+      slot_count_(slot_count),
+      gpu_index_(gpu.index),
+      numa_node_(gpu.numa_node),
+      wake_(std::move(wake)) {
   thread_ = std::thread([this] { run(); });
 }
 
@@ -45,6 +51,7 @@ void ArenaRegistration::throw_if_failed() const {
 
 void ArenaRegistration::run() {
   cudaSetDevice(gpu_index_);
+  const NumaPreference preference(numa_node_);
   const uint32_t slots_per_piece = arena_piece_slots(slot_bytes_);
   for (uint32_t first = 0; first < slot_count_ && !is_closing_.load(); first += slots_per_piece) {
     const uint32_t count = std::min(slots_per_piece, slot_count_ - first);

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "../common/wake-signal.h"
+#include "gpu.h"
 
 namespace kvs {
 
@@ -23,7 +24,7 @@ inline uint32_t arena_piece_slots(uint64_t slot_bytes) {
 class ArenaRegistration {
  public:
   /** Each registered piece wakes `wake`: copies that met KVS_BUSY may be tried again. */
-  ArenaRegistration(char* slots, uint64_t slot_bytes, uint32_t slot_count, int gpu_index,
+  ArenaRegistration(char* slots, uint64_t slot_bytes, uint32_t slot_count, const Gpu& gpu,
                     std::shared_ptr<WakeSignal> wake);
   /** Ends the thread and unlocks what it locked. No copy may be in flight. */
   ~ArenaRegistration();
@@ -42,6 +43,7 @@ class ArenaRegistration {
   const uint64_t slot_bytes_;
   const uint32_t slot_count_;
   const int gpu_index_;
+  const int numa_node_;
   const std::shared_ptr<WakeSignal> wake_;
   std::vector<char*> pieces_;  // of the thread, until it has ended
   std::string failure_;        // written before has_failed_

@@ -48,6 +48,10 @@ Gpu find_gpu(uint32_t index) {
   gpu.sm_count = properties.multiProcessorCount;
   gpu.compute_capability = properties.major * 10 + properties.minor;
   gpu.memory_bytes = properties.totalGlobalMem;
+  if (cudaDeviceGetAttribute(&gpu.numa_node, cudaDevAttrHostNumaId, gpu.index) != cudaSuccess) {
+    cudaGetLastError();  // a driver that does not know
+    gpu.numa_node = -1;
+  }
   if (gpu.compute_capability < capability_min) {
     fail(KVS_UNSUPPORTED, "%s has compute capability %d.%d, 8.0 or more is needed: use --backend cpu",
          properties.name, properties.major, properties.minor);

@@ -14,6 +14,7 @@ struct Gpu {
   int sm_count;
   int compute_capability;  // 80, 89, 90 ...
   uint64_t memory_bytes;
+  int numa_node;  // nearest to it; -1: none is
 };
 
 /** Throws Failure(KVS_UNSUPPORTED), in one line that says what to do: no driver, too old a driver, no GPU, too small.

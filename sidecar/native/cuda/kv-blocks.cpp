@@ -2,6 +2,7 @@
 
 #include "device.h"
 #include "layer-copy.h"
+#include "numa-preference.h"
 
 using kvs::check_cuda;
 using kvs::require;
@@ -132,9 +133,11 @@ kvs_status kvs_host_arena_open(kvs_device* device, const char* name, uint32_t sl
     require(d.arena == nullptr, "the host arena is open already");
     const uint64_t slot_bytes = kvs::slot_bytes_of(d.config);
     d.copies = kvs::fastest_copies(kvs::layer_bytes_of(d.config), d.load);
-    d.arena = std::make_unique<kvs::HostArena>(name, slot_count, slot_bytes, d.config);
-    d.registration =
-        std::make_unique<kvs::ArenaRegistration>(d.arena->slot(0), slot_bytes, slot_count, d.gpu.index, d.wake);
+    {
+      const kvs::NumaPreference preference(d.gpu.numa_node);
+      d.arena = std::make_unique<kvs::HostArena>(name, slot_count, slot_bytes, d.config);
+    }
+    d.registration = std::make_unique<kvs::ArenaRegistration>(d.arena->slot(0), slot_bytes, slot_count, d.gpu, d.wake);
     *out = d.arena->describe();
   });
 }
