@@ -83,7 +83,7 @@ kvs_status kvs_open(const kvs_device_config *config, kvs_device **out);
 kvs_status kvs_close(kvs_device *device);
 /* JSON object, NUL-terminated, cut at capacity_bytes: backend, name, isa, threads, numeric_mode, memory_bytes ...; on
  * CUDA also fp8_scales: "inside" products or "after" them, "none" while there is no F8E4M3 matrix; numa_node: the
- * GPU's, where pages of the host arena come from while it has some, -1: from anywhere. */
+ * GPU's, of which new pages of the host arena are asked for where the system lets a thread ask, -1: of none. */
 kvs_status kvs_device_info(kvs_device *device, char *json, uint32_t capacity_bytes);
 /* Bytes of device memory: free now, and in total. */
 kvs_status kvs_memory_info(kvs_device *device, uint64_t *free_bytes, uint64_t *total_bytes);

@@ -115,9 +115,9 @@ class Matrix {
 
 void check_matmul(Context& context) {
   const std::vector<Shape> shapes =
-      context.is_small ? std::vector<Shape>{{48, 40}, {288, 288}, {1024, 768}}
-                       : std::vector<Shape>{{16, 16},   {48, 40},     {100, 72},    {288, 288},  {768, 288},
-                                            {1001, 96}, {4096, 1024}, {1024, 4096}, {6144, 4096}};
+      context.is_small ? std::vector<Shape>{{48, 40}, {96, 192}, {288, 288}, {1024, 768}}
+                       : std::vector<Shape>{{16, 16},   {48, 40},  {40, 192},    {64, 384},    {100, 72},   {288, 288},
+                                            {768, 288}, {1001, 96}, {4096, 1024}, {1024, 4096}, {6144, 4096}};
   const std::vector<uint32_t> row_counts = context.is_small
                                                ? std::vector<uint32_t>{1, 5, 16, 17}
                                                : std::vector<uint32_t>{1, 2, 3, 7, 8, 9, 15, 16, 17, 33, 64, 65, 130};

@@ -201,6 +201,8 @@ void check_small(uint64_t seed) {
     check_case({rows, 24, 128, KVS_BF16, KVS_BF16, KVS_F32}, seed + rows);
     check_case({rows, 288, 768, KVS_BF16, KVS_BF16, KVS_BF16, true, true}, seed + rows + 1);
     check_case({rows, 512, 1024, KVS_F16, KVS_F8E4M3, KVS_F32}, seed + rows + 2);
+    check_case({rows, 40, 192}, seed + rows + 4);  // units of half the size
+    check_case({rows, 40, 384, KVS_BF16, KVS_F8E4M3}, seed + rows + 5);
     check_case({rows, 128, 14336, KVS_BF16, KVS_F8E4M3, KVS_BF16}, seed + rows + 3);  // K in slices
   }
 }

@@ -1,4 +1,4 @@
-// Matrix products of the device: which kernel serves which, and the memory that they share.
+// Matrix products by the library, and the memory that they share; few rows are for our own kernels (WaitingProduct).
 
 #pragma once
 

@@ -1,7 +1,7 @@
 // y = x W^T for few rows of x, bound by the bytes of W: each warp copies 16 rows of W, kilobytes ahead, through a ring
 // of shared memory to the tensor cores' wide operand; x, the 8-wide operand, lies in shared memory. A thread block owns
-// outputs (of a slice of K when x does not fit); its warps take one tile of 16 outputs each, or share the K of fewer.
-// Sums are added up in a fixed order.
+// outputs (of a slice of K when x leaves too little room); its warps take one tile of 16 outputs each, or share the K
+// of fewer. Sums are added up in a fixed order.
 
 #include "skinny-matmul.h"
 

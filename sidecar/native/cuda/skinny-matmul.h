@@ -43,7 +43,7 @@ uint64_t skinny_workspace_bytes();
 
 /** Whether the kernels serve these types and sizes, and beat the library's product at them. */
 bool skinny_supports(const SkinnyProduct& product, const SkinnyDevice& device);
-/** Enqueues; returns the launch's error. Sums in F32, in an order that the sizes alone decide. */
+/** Enqueues; returns the launch's error. Sums in F32, in an order that the sizes, the gate and the GPU decide. */
 cudaError_t skinny_matmul(const SkinnyProduct& product, const SkinnyDevice& device, cudaStream_t stream);
 
 }  // namespace kvs

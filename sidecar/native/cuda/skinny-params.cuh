@@ -37,7 +37,7 @@ struct SkinnyParams {
   int passes;       // over K, when a block has more tiles than warps
   int pass_tiles;   // of a pass
   int sharing;      // warps of a tile
-  int chunk_units;  // of K, whose x comes at once; a multiple of sharing
+  int chunk_units;  // of K, whose x comes at once; a multiple of sharing, or all of the slice
   int loads;        // of 16 bytes, a lane, an output and a unit
   int stages;       // of a warp's ring, a unit each
   int x_bytes;      // of x

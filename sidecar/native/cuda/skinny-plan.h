@@ -1,4 +1,4 @@
-// How a skinny product is divided among thread blocks, warps and shared memory: by the sizes alone.
+// How a skinny product is divided among thread blocks, warps and shared memory: by its sizes, its types and the GPU's.
 
 #pragma once
 
@@ -6,7 +6,7 @@
 
 namespace kvs {
 
-/** False: these kernels cannot do it. */
+/** False: these kernels cannot do it, or would not be faster than the library. */
 bool plan_skinny(SkinnyParams& params, const SkinnyProduct& product, const SkinnyDevice& device);
 
 }  // namespace kvs

@@ -1,4 +1,4 @@
-// Skinny products, the parts that depend on the types: weights as tensor-core operands straight from memory.
+// Skinny products, the parts that depend on the types: 16 bytes of weights as tensor-core operands.
 
 #pragma once
 
@@ -8,15 +8,6 @@
 #include "warp-tensor.cuh"
 
 namespace kvs {
-
-/** 16 bytes that are read once: past the L1 cache, with the rest of their 256 bytes on the way. */
-__device__ __forceinline__ uint4 load_streaming(const void* from) {
-  uint4 value;
-  asm volatile("ld.global.nc.L1::no_allocate.L2::256B.v4.u32 {%0,%1,%2,%3}, [%4];"
-               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
-               : "l"(from));
-  return value;
-}
 
 /** 16 bytes of a weight row as pairs of T; the order of K does not matter as long as x has the same. */
 template <typename T, bool is_fp8>

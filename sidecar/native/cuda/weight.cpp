@@ -85,6 +85,7 @@ kvs_status kvs_weight_fill_random(kvs_device* device, kvs_weight* weight, uint64
     require(std::isfinite(deviation) && deviation >= 0.0f, "weight: deviation must be finite and not negative");
     kvs::fill_random(w.memory.as(), w.scales.as<float>(), w.dtype, w.rows, w.cols, seed, deviation,
                      d.compute_stream());
+    d.drain_compute();  // as an upload: products read weights before they wait for the kernels ahead
   });
 }
 
