@@ -1,0 +1,106 @@
+// How products of few rows are divided among thread blocks and warps, checked on the CPU: for shapes and GPUs drawn at
+// random every output meets every unit of K once, and shared memory suffices. Needs CUDA's headers, no GPU: see .ci/run.
+// Argument: the seed.
+
+#include <cuda_runtime.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <random>
+#include <vector>
+
+#include "../../sidecar/native/cuda/launch.cuh"
+
+static int min(int a, int b) { return a < b ? a : b; }
+
+// What a kernel finds there; here the check sets it.
+static dim3 block_now, grid_now;
+static unsigned warp_now;
+#define blockIdx block_now
+#define gridDim grid_now
+#define threadIdx uint3{warp_now * 32, 0, 0}
+
+#include "../../sidecar/native/cuda/skinny-plan.cu"
+
+namespace {
+
+using kvs::BlockWork;
+using kvs::SkinnyParams;
+using kvs::WarpPlace;
+
+struct Gpu {
+  int compute_capability;
+  int shared_bytes;  // of a thread block
+};
+constexpr Gpu gpus[] = {{80, 163 << 10}, {86, 99 << 10}, {89, 99 << 10}, {90, 227 << 10}, {120, 99 << 10}};
+
+/** One more for each (output, unit of K) that a warp multiplies, in the order of multiply_tiles. */
+void count_warp(const SkinnyParams& p, std::vector<uint8_t>& times) {
+  const BlockWork work(p);
+  const WarpPlace place(p);
+  for (int pass = 0; pass < p.passes; ++pass) {
+    const int tile = place.tile_of(p, pass);
+    if (tile >= work.tiles) return;
+    const kvs::TileOutputs outputs = work.outputs(p, tile);
+    for (int i = 0; i < work.chunks; ++i) {
+      const int chunk = work.chunk(i);
+      for (int unit = place.part; unit < work.chunk_units(p, chunk); unit += p.sharing) {
+        const int k = work.k_begin + chunk * p.chunk_units + unit;
+        for (int n = 0; n < 8; ++n) {
+          if (outputs.low + n < p.outputs) ++times[(outputs.low + n) * p.k_units + k];
+          if (outputs.has_high && outputs.high + n < p.outputs) ++times[(outputs.high + n) * p.k_units + k];
+        }
+      }
+    }
+  }
+}
+
+bool is_each_once(const SkinnyParams& p) {
+  std::vector<uint8_t> times(static_cast<size_t>(p.outputs) * p.k_units, 0);
+  grid_now = dim3(p.slice_blocks, p.slices);
+  for (block_now.y = 0; block_now.y < grid_now.y; ++block_now.y) {
+    for (block_now.x = 0; block_now.x < grid_now.x; ++block_now.x) {
+      for (warp_now = 0; warp_now < kvs::skinny_warps; ++warp_now) count_warp(p, times);
+    }
+  }
+  for (const uint8_t time : times) {
+    if (time != 1) return false;
+  }
+  return true;
+}
+
+}  // namespace
+
+int main(int argument_count, char** arguments) {
+  const uint64_t seed = argument_count > 1 ? std::strtoull(arguments[1], nullptr, 10) : std::random_device{}();
+  std::printf("SEED=%llu\n", static_cast<unsigned long long>(seed));
+  std::mt19937_64 random(seed);
+  const auto draw = [&](uint32_t from, uint32_t to) { return from + static_cast<uint32_t>(random() % (to - from + 1)); };
+  constexpr int cases = 20000;
+  int served = 0, gated = 0, sliced = 0, failures = 0;
+  for (int i = 0; i < cases; ++i) {
+    const Gpu& gpu = gpus[draw(0, std::size(gpus) - 1)];
+    const kvs::SkinnyDevice device{nullptr, static_cast<int>(draw(1, 170)), gpu.compute_capability};
+    kvs::SkinnyProduct product{};
+    product.x_dtype = product.y_dtype = KVS_BF16;
+    product.weight_dtype = random() % 2 == 0 ? kvs_dtype{KVS_BF16} : kvs_dtype{KVS_F8E4M3};
+    product.rows = draw(1, 16);
+    product.inputs = 64 * (random() % 4 == 0 ? draw(64, 256) : draw(1, 64));
+    product.outputs = random() % 2 == 0 ? 16 * draw(1, 200) : draw(1, 3000);
+    if (random() % 3 == 0) product.gated = &product;  // compared with null alone
+    SkinnyParams p;
+    if (!kvs::skinny_supports(product, device) || !kvs::plan_skinny(p, product, device)) continue;
+    ++served;
+    gated += product.gated != nullptr ? 1 : 0;
+    sliced += p.slices > 1 ? 1 : 0;
+    const int shared_bytes = kvs::skinny_warps * p.stages * p.loads * 1024 + p.x_bytes + 512;
+    const bool fits = shared_bytes <= gpu.shared_bytes && p.stages >= 2;
+    if (fits && is_each_once(p)) continue;
+    ++failures;
+    std::printf("FAILED sm_%d, %d multiprocessors: %u rows, %u x %u, dtype %u%s: %s\n", gpu.compute_capability,
+                device.sm_count, product.rows, product.outputs, product.inputs, product.weight_dtype,
+                product.gated != nullptr ? ", gated" : "", fits ? "not each once" : "no room");
+  }
+  std::printf("%d of %d served, %d of them gated, %d in slices: %d failures\n", served, cases, gated, sliced, failures);
+  return failures == 0 && gated > 0 && sliced > 0 ? 0 : 1;
+}
