@@ -1,6 +1,6 @@
 // How products of few rows are divided among thread blocks and warps, checked on the CPU: for shapes and GPUs drawn at
-// random every output meets every unit of K once, and shared memory suffices. Needs CUDA's headers, no GPU: see .ci/run.
-// Argument: the seed.
+// random every output meets every unit of K once, and shared memory suffices. Needs CUDA's headers, no GPU: see
+// .ci/run. Argument: the seed.
 
 #include <cuda_runtime.h>
 
@@ -75,7 +75,9 @@ int main(int argument_count, char** arguments) {
   const uint64_t seed = argument_count > 1 ? std::strtoull(arguments[1], nullptr, 10) : std::random_device{}();
   std::printf("SEED=%llu\n", static_cast<unsigned long long>(seed));
   std::mt19937_64 random(seed);
-  const auto draw = [&](uint32_t from, uint32_t to) { return from + static_cast<uint32_t>(random() % (to - from + 1)); };
+  const auto draw = [&](uint32_t from, uint32_t to) {
+    return from + static_cast<uint32_t>(random() % (to - from + 1));
+  };
   constexpr int cases = 20000;
   int served = 0, gated = 0, sliced = 0, failures = 0;
   for (int i = 0; i < cases; ++i) {
