@@ -51,25 +51,16 @@ async function start(flags: readonly string[], env: Readonly<Record<string, stri
   void read();
   const api = await ready.promise;
   if (api === null) throw new Error(`it ended: ${output}\n${await errors}`);
-  return { child, api, output: () => output, client: new OpenAI({ baseURL: api, apiKey: "none", maxRetries: 0 }) };
+  const client = new OpenAI({ baseURL: api, apiKey: "none", maxRetries: 0 });
+  return { child, api, errors, output: () => output, client };
 }
 
 /** The launcher is gone, and with it everything that it started. */
-async function expectGone(data: string, api: string): Promise<void> {
-  const pid = Number(readFileSync(join(data, "launcher.pid"), "utf8"));
-  while (isAlive(pid)) await Bun.sleep(20); // nobody's child: it can only be looked for
+async function expectGone(data: string, { api, errors }: Awaited<ReturnType<typeof start>>): Promise<void> {
+  await errors; // they all have its other end, and it is closed when the last of them has ended
   await expect(fetch(`${api}/models`)).rejects.toThrow();
   const sql = postgres(readFileSync(join(data, "postgres/url"), "utf8").trim(), { max: 1, connect_timeout: 2 });
   await expect(sql`select 1`).rejects.toThrow("ECONNREFUSED");
-}
-
-function isAlive(pid: number): boolean {
-  try {
-    process.kill(pid, 0);
-    return !/\) Z /.test(readFileSync(`/proc/${pid}/stat`, "latin1"));
-  } catch {
-    return false; // there is no such process
-  }
 }
 
 describe("npm start", () => {
@@ -86,7 +77,7 @@ describe("npm start", () => {
     first.child.kill("SIGTERM");
     expect(await first.child.exited).toBe(0);
     expect(first.output()).toEndWith("stopped\n");
-    await expectGone(data, first.api);
+    await expectGone(data, first);
 
     const second = await start(["--data", data]);
     const found = (await second.client.conversations.retrieve(id)) as unknown as { messages: { content: string }[] };
@@ -97,7 +88,7 @@ describe("npm start", () => {
     expect(await busy.errors).toContain("is in use by another Kvasir");
     process.kill(second.child.pid, "SIGKILL"); // what npm runs; the rest must notice by itself
     await second.child.exited;
-    await expectGone(data, second.api);
+    await expectGone(data, second);
 
     const third = await start(["--data", data]);
     process.kill(Number(readFileSync(join(data, "launcher.pid"), "utf8")), "SIGKILL");
@@ -106,7 +97,7 @@ describe("npm start", () => {
     await fourth.client.chat.completions.create({ ...turn, messages: user("More.") } as never);
     fourth.child.kill("SIGINT");
     expect(await fourth.child.exited).toBe(0);
-    await expectGone(data, fourth.api);
+    await expectGone(data, fourth);
   });
 
   test("with an API key lets only those in who know it", async () => {
