@@ -57,7 +57,7 @@ void launch_activation(T* y, const T* x, uint32_t row_count, uint32_t size, cuda
     const dim3 grid((elements + threads - 1) / threads, std::min(rows_max, row_count - row));
     T* to = y + static_cast<uint64_t>(row) * size;
     const T* from = x + static_cast<uint64_t>(row) * Activation::inputs * size;
-    check_cuda(launch(true, kernel, grid, threads, 0, stream, to, from, elements), name);
+    check_cuda(launch(kernel, grid, threads, 0, stream, to, from, elements), name);
   }
 }
 

@@ -210,7 +210,7 @@ cudaError_t launch_vectors(T* q, const T* qkv, uint32_t row_count, const AppendK
   const auto launch_lanes = [&](auto kernel, uint32_t lanes) {
     const uint32_t heads_of_block = threads / lanes;
     const dim3 grid(row_count, (head_count + heads_of_block - 1) / heads_of_block);
-    return launch(true, kernel, grid, threads, 0, stream, q, qkv, args);
+    return launch(kernel, grid, threads, 0, stream, q, qkv, args);
   };
   if (args.head_dim <= 8 * width) return launch_lanes(append_kv_vectors_kernel<T, 8>, 8);
   if (args.head_dim <= 16 * width) return launch_lanes(append_kv_vectors_kernel<T, 16>, 16);
@@ -220,7 +220,7 @@ cudaError_t launch_vectors(T* q, const T* qkv, uint32_t row_count, const AppendK
 template <class T, class Kv>
 cudaError_t launch_elements(T* q, const T* qkv, uint32_t row_count, const AppendKvArgs& args, cudaStream_t stream) {
   const dim3 grid(row_count, (args.heads + 2 * args.kv_heads + warps - 1) / warps);
-  return launch(true, append_kv_elements_kernel<T, Kv>, grid, threads, 0, stream, q, qkv, args);
+  return launch(append_kv_elements_kernel<T, Kv>, grid, threads, 0, stream, q, qkv, args);
 }
 
 AppendKvArgs append_kv_args(const kvs_device& d, uint32_t layer, const float* q_norm, const float* k_norm,

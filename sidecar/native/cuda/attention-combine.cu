@@ -95,9 +95,9 @@ __global__ void __launch_bounds__(threads) combine_kernel(const __grid_constant_
 template <typename T>
 cudaError_t launch_combine(const PrefillParams& p, int padded_dim, cudaStream_t stream) {
   const int grid = p.sm_count * 4;
-  if (padded_dim == 64) return launch(true, combine_kernel<T, 64, 128>, grid, threads, 0, stream, p);
-  if (padded_dim == 128) return launch(true, combine_kernel<T, 128, 128>, grid, threads, 0, stream, p);
-  return launch(true, combine_kernel<T, 256, 64>, grid, threads, 0, stream, p);
+  if (padded_dim == 64) return launch(combine_kernel<T, 64, 128>, grid, threads, 0, stream, p);
+  if (padded_dim == 128) return launch(combine_kernel<T, 128, 128>, grid, threads, 0, stream, p);
+  return launch(combine_kernel<T, 256, 64>, grid, threads, 0, stream, p);
 }
 
 }  // namespace

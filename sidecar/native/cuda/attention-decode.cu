@@ -152,7 +152,7 @@ cudaError_t launch_decode(DecodeParams& p, const AttentionArgs& args) {
     if constexpr (warps > (D == 64 ? 4 : 2)) return launch_decode<T, D, heads_8, warps / 2>(p, args);
     return cudaErrorNotSupported;
   }
-  return launch(true, decode_kernel<T, D, heads_8, warps>, args.sm_count, Shape::threads, bytes, args.stream, p);
+  return launch(decode_kernel<T, D, heads_8, warps>, args.sm_count, Shape::threads, bytes, args.stream, p);
 }
 
 template <typename T, int D>

@@ -265,9 +265,9 @@ template <typename T, int D>
 cudaError_t launch_gather(const PrefillParams& p, cudaStream_t stream) {
   const int bytes = (p.sequence_end - p.sequence_begin + 1) * 8;
   if (p.values == nullptr) {
-    return launch(true, gather_kernel<T, D, false>, p.sm_count * 8, threads, bytes, stream, p);
+    return launch(gather_kernel<T, D, false>, p.sm_count * 8, threads, bytes, stream, p);
   }
-  return launch(true, gather_kernel<T, D, true>, p.sm_count * 4, threads, bytes, stream, p);
+  return launch(gather_kernel<T, D, true>, p.sm_count * 4, threads, bytes, stream, p);
 }
 
 template <typename T>

@@ -328,7 +328,7 @@ __global__ void __launch_bounds__(threads, 2) prefill_kernel(const __grid_consta
 template <typename Shape>
 cudaError_t launch_tiles(const PrefillParams& p, const AttentionArgs& args) {
   const int per_sm = shared_bytes_per_block(args.compute_capability) / (Shape::shared_bytes + 1024) >= 2 ? 2 : 1;
-  return launch(true, prefill_kernel<Shape>, args.sm_count * per_sm, threads, Shape::shared_bytes, args.stream, p);
+  return launch(prefill_kernel<Shape>, args.sm_count * per_sm, threads, Shape::shared_bytes, args.stream, p);
 }
 
 template <typename T>

@@ -103,7 +103,7 @@ cudaError_t launch_tiles(const PrefillParams& p, kvs_dtype dtype, const Attentio
                           (p.values == nullptr ? encode_in_place(&maps.values, args)
                                                : encode_gathered(&maps.values, p, p.values, Shape::D, dtype));
   if (!is_encoded) return cudaErrorInvalidValue;
-  return launch(true, hopper_prefill_kernel<Shape>, args.sm_count, threads, Shape::shared_bytes, args.stream, p, maps);
+  return launch(hopper_prefill_kernel<Shape>, args.sm_count, threads, Shape::shared_bytes, args.stream, p, maps);
 }
 
 template <typename T>

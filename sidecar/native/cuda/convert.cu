@@ -95,7 +95,7 @@ bool quantise_vectors(__nv_fp8_e4m3* y, float* scales, const X* x, uint32_t rows
                       : each == 2 ? quantise_vectors_kernel<X, 2>
                       : each <= 4 ? quantise_vectors_kernel<X, 4>
                                   : quantise_vectors_kernel<X, vectors_max>;
-  check_cuda(launch(true, kernel, rows, row_threads, 0, stream, y, scales, x, cols), "quantise_rows");
+  check_cuda(launch(kernel, rows, row_threads, 0, stream, y, scales, x, cols), "quantise_rows");
   return true;
 }
 

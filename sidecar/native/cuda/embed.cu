@@ -59,7 +59,7 @@ kvs_status kvs_embed(kvs_device* device, uint64_t y, kvs_weight* weight, uint32_
         using Y = decltype(y_type);
         using W = decltype(w_type);
         const cudaError_t error =
-            kvs::launch(true, kvs::embed_kernel<Y, W>, row_count, kvs::threads, 0, d.compute_stream(),
+            kvs::launch(kvs::embed_kernel<Y, W>, row_count, kvs::threads, 0, d.compute_stream(),
                         reinterpret_cast<Y*>(to), w.memory.as<const W>(), w.scales.as<const float>(), d.step.arrays(),
                         d.tokens.as<const int32_t>(), d.token_stride(), w.cols);
         kvs::check_cuda(error, "kvs_embed");
@@ -77,7 +77,7 @@ kvs_status kvs_gather_logit_rows(kvs_device* device, uint64_t y, uint64_t x, uin
     kvs::with_type(d.config.compute_dtype, [&](auto type) {
       using T = decltype(type);
       const cudaError_t error =
-          kvs::launch(true, kvs::gather_kernel<T>, logit_count, kvs::threads, 0, d.compute_stream(),
+          kvs::launch(kvs::gather_kernel<T>, logit_count, kvs::threads, 0, d.compute_stream(),
                       reinterpret_cast<T*>(to), reinterpret_cast<const T*>(from), d.step.arrays().logit_row, size);
       kvs::check_cuda(error, "kvs_gather_logit_rows");
     });

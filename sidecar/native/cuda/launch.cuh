@@ -45,8 +45,8 @@ inline cudaError_t allow_shared_memory(const void* kernel, int bytes) {
 }
 
 template <typename... Parameters, typename... Arguments>
-cudaError_t launch(bool is_early, void (*kernel)(Parameters...), dim3 grid, dim3 block, int shared_bytes,
-                   cudaStream_t stream, const Arguments&... arguments) {
+cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, int shared_bytes, cudaStream_t stream,
+                   const Arguments&... arguments) {
   const cudaError_t error = allow_shared_memory(reinterpret_cast<const void*>(kernel), shared_bytes);
   if (error != cudaSuccess) return error;
   cudaLaunchAttribute attribute;
@@ -58,10 +58,10 @@ cudaError_t launch(bool is_early, void (*kernel)(Parameters...), dim3 grid, dim3
   config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
   config.stream = stream;
   config.attrs = &attribute;
+  config.numAttrs = 1;
 #ifdef KVS_NO_EARLY_LAUNCH  // to measure what it gives
-  is_early = false;
+  config.numAttrs = 0;
 #endif
-  config.numAttrs = is_early ? 1 : 0;
   return cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...);
 }
 

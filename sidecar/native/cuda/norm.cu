@@ -164,13 +164,13 @@ cudaError_t launch_norm(T* y, const T* x, uint32_t row_count, const NormArgs& ar
   const uint32_t vectors = (args.size + width - 1) / width;
   const bool is_aligned_all = is_aligned(x, 16) && is_aligned(y, 16) && is_aligned(args.weight, 16);
   if (args.size % width != 0 || vectors > threads_max * vectors_max || !is_aligned_all) {
-    return launch(true, norm_elements_kernel<T>, row_count, 256, 0, stream, y, x, args);
+    return launch(norm_elements_kernel<T>, row_count, 256, 0, stream, y, x, args);
   }
   const uint32_t each = (vectors + threads_max - 1) / threads_max;
   const uint32_t threads = ((vectors + each - 1) / each + 31) / 32 * 32;
   const uint32_t blocks = std::min(row_count, static_cast<uint32_t>(sm_count) * (threads_per_sm / threads));
   const auto launch_kernel = [&](auto kernel) {
-    return launch(true, kernel, blocks, threads, 0, stream, y, x, row_count, args);
+    return launch(kernel, blocks, threads, 0, stream, y, x, row_count, args);
   };
   if (each == 1) return launch_kernel(norm_vectors_kernel<T, 1>);
   if (each == 2) return launch_kernel(norm_vectors_kernel<T, 2>);

@@ -94,7 +94,7 @@ void launch_scale_product(const ScaleProductArgs& args, cudaStream_t stream) {
   const uint32_t elements = has_vectors ? args.outputs / width : args.outputs;
   const dim3 grid((elements + threads - 1) / threads,
                   std::min(row_blocks_max, (args.rows + rows_each - 1) / rows_each));
-  check_cuda(launch(true, kernel, grid, threads, 0, stream, operands), "scale_product");
+  check_cuda(launch(kernel, grid, threads, 0, stream, operands), "scale_product");
 }
 
 }  // namespace

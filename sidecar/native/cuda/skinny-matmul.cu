@@ -206,7 +206,7 @@ __global__ void __launch_bounds__(skinny_threads, 1) skinny_kernel(const __grid_
 template <typename Shape>
 cudaError_t launch_skinny(const SkinnyParams& p, cudaStream_t stream) {
   const int shared_bytes = skinny_warps * p.stages * Shape::unit_bytes + p.x_bytes;
-  return launch(true, skinny_kernel<Shape>, dim3(p.slice_blocks, p.slices), skinny_threads, shared_bytes, stream, p);
+  return launch(skinny_kernel<Shape>, dim3(p.slice_blocks, p.slices), skinny_threads, shared_bytes, stream, p);
 }
 
 template <typename T, bool is_fp8>
@@ -221,7 +221,7 @@ cudaError_t launch_rows(const SkinnyParams& p, cudaStream_t stream) {
 
 cudaError_t skinny_matmul(const SkinnyProduct& product, const SkinnyDevice& device, cudaStream_t stream) {
   SkinnyParams p;
-  if (!skinny_supports(product, device) || !plan_skinny(p, product, device)) return cudaErrorNotSupported;
+  if (!plan_skinny(p, product, device)) return cudaErrorNotSupported;
   const bool is_fp8 = product.weight_dtype == KVS_F8E4M3;
   if (product.x_dtype == KVS_BF16) {
     return is_fp8 ? launch_rows<__nv_bfloat16, true>(p, stream) : launch_rows<__nv_bfloat16, false>(p, stream);

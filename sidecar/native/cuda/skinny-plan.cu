@@ -87,6 +87,10 @@ bool has_served_gate(const SkinnyProduct& product) {
 }  // namespace
 
 bool plan_skinny(SkinnyParams& params, const SkinnyProduct& product, const SkinnyDevice& device) {
+  if (product.rows == 0 || product.rows > skinny_rows_max || device.compute_capability < 80 ||
+      !has_served_types(product) || !has_served_gate(product)) {
+    return false;
+  }
   SkinnyParams p = {};
   p.y = product.y;
   p.x = product.x;
@@ -120,8 +124,7 @@ uint64_t skinny_workspace_bytes() { return counters_max * 4 + sliced_floats_max 
 
 bool skinny_supports(const SkinnyProduct& product, const SkinnyDevice& device) {
   SkinnyParams p;
-  return product.rows > 0 && product.rows <= skinny_rows_max && device.compute_capability >= 80 &&
-         has_served_types(product) && has_served_gate(product) && plan_skinny(p, product, device);
+  return plan_skinny(p, product, device);
 }
 
 }  // namespace kvs

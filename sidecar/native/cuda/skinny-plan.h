@@ -6,7 +6,7 @@
 
 namespace kvs {
 
-/** False: these kernels cannot do it, or would not be faster than the library. */
+/** False: these kernels cannot do it, or would not be faster than the library; params is not touched then. */
 bool plan_skinny(SkinnyParams& params, const SkinnyProduct& product, const SkinnyDevice& device);
 
 }  // namespace kvs
