@@ -251,7 +251,7 @@ export class Engine {
       timings: sequence.timings(this.now()),
       cache: sequence.cacheReport(droppedTokens),
       missReasons: sequence.missReasons(),
-      tokens: Int32Array.from(sequence.tokens),
+      tokens: sequence.tokens.slice(),
       blockIds,
     });
     const sequences = this.#choices.get(request.id)!;

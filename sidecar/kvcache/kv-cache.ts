@@ -193,7 +193,7 @@ export class KvCache {
   /** Ends the sequence. What was computed stays cached until its blocks are needed, the last block first. */
   close(table: BlockTable, tokens: ArrayLike<number>, computed: number, nowMs: number): void {
     this.commitOpen(table, tokens, computed, nowMs);
-    const owners = table.blocks.flatMap((block) => this.residency.gpu.owner(block) ?? []);
+    const owners = table.blocks.map((block) => this.residency.gpu.owner(block)).filter((owner) => owner !== null);
     this.#touch(owners, nowMs, table.keep);
     for (let j = table.blocks.length - 1; j >= 0; j--) this.residency.releaseGpu(table.blocks[j]!);
     table.blocks.length = 0;
