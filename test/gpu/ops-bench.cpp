@@ -1,6 +1,6 @@
 // Time of every operation at the shapes of real models, through the C ABI, beside what its bytes (or products) need
 // at the rates of this card. Few rows are timed in captured graphs, as decode runs them. Weights take turns, so that
-// they come from memory. usage: ops-bench libkvasir_cuda.so
+// they come from memory. usage: ops-bench libkvasir_cuda.so [ROWS ...]    with ROWS: products of so many alone
 
 #include <chrono>
 #include <functional>
@@ -23,6 +23,7 @@ constexpr uint32_t head_dim = 128;
 constexpr uint32_t context = 512;
 constexpr uint32_t weight_turns = 4;
 constexpr uint32_t graph_ops = 16;
+constexpr uint32_t graph_rows_max = 256;
 constexpr double products_per_us = 780e6;  // of a multiply and an add each counted: the library's best on this chip
 
 /** Median us of one operation: `enqueue(i)` puts the i-th on the stream. */
@@ -74,23 +75,25 @@ class ModelBench {
 
   void run(uint32_t rows) {
     rows_ = rows;
-    is_graph_ = rows <= 64;
+    is_graph_ = rows <= graph_rows_max;
     const check::BegunStep begun(side_, step_of(rows));
     const uint64_t hidden = model_.hidden;
-    const uint64_t qkv = (model_.heads + 2 * model_.kv_heads) * head_dim;
-    const uint64_t q = model_.heads * head_dim;
     const check::Library& lib = side_.lib;
     kvs_device* d = side_.device;
     bytes_line("rms_norm", 4 * rows * hidden + 4 * hidden,
                [&](uint32_t) { lib.ok(lib.rms_norm(d, y_, x_, norm_, rows, model_.hidden, 1e-5f)); });
-    bytes_line("append_kv", 4 * rows * qkv,
+    bytes_line("append_kv", 4 * rows * qkv_size(),
                [&](uint32_t) { lib.ok(lib.append_kv(d, y_, x_, 0, 0, 0, rows, 1e-5f)); });
     bytes_line("silu_mul", 6ull * rows * model_.intermediate,
                [&](uint32_t) { lib.ok(lib.silu_mul(d, y_, x_, rows, model_.intermediate)); });
-    matmul_line("qkv", static_cast<uint32_t>(qkv), model_.hidden, 0);
-    matmul_line("o", model_.hidden, static_cast<uint32_t>(q), KVS_MATMUL_ACCUMULATE);
-    matmul_line("gate and up", 2 * model_.intermediate, model_.hidden, 0);
-    matmul_line("down", model_.hidden, model_.intermediate, KVS_MATMUL_ACCUMULATE);
+    run_products();
+  }
+
+  void run_products_alone(uint32_t rows) {
+    rows_ = rows;
+    is_graph_ = rows <= graph_rows_max;
+    const check::BegunStep begun(side_, step_of(rows));
+    run_products();
   }
 
   void run_output(uint32_t rows) {
@@ -121,6 +124,15 @@ class ModelBench {
   }
 
  private:
+  uint32_t qkv_size() const { return (model_.heads + 2 * model_.kv_heads) * head_dim; }
+
+  void run_products() {
+    matmul_line("qkv", qkv_size(), model_.hidden, 0);
+    matmul_line("o", model_.hidden, model_.heads * head_dim, KVS_MATMUL_ACCUMULATE);
+    matmul_line("gate and up", 2 * model_.intermediate, model_.hidden, 0);
+    matmul_line("down", model_.hidden, model_.intermediate, KVS_MATMUL_ACCUMULATE);
+  }
+
   static kvs_device_config config_of(const Model& model) {
     kvs_device_config config = check::default_config();
     config.hidden_size = model.hidden;
@@ -148,7 +160,7 @@ class ModelBench {
   /** Up to 64 rows decode; more are chunks of a full context each. */
   check::Step step_of(uint32_t rows) const {
     check::Step step;
-    const uint32_t each = rows <= 64 ? 1 : context;
+    const uint32_t each = rows <= 64 ? 1 : std::min(rows, context);
     for (uint32_t s = 0; s < rows / each; ++s) {
       check::Sequence sequence{
           static_cast<int32_t>(s), static_cast<int32_t>(context - each), static_cast<int32_t>(each), {}};
@@ -230,8 +242,8 @@ double copy_bandwidth(const check::Library& library) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc != 2) {
-    std::printf("usage: ops-bench libkvasir_cuda.so\n");
+  if (argc < 2) {
+    std::printf("usage: ops-bench libkvasir_cuda.so [ROWS ...]\n");
     return 2;
   }
   const check::Library library(argv[1]);
@@ -241,6 +253,8 @@ int main(int argc, char** argv) {
               "TFLOP/s");
   for (const Model& model : models) {
     ModelBench bench(library, model, bytes_per_us);
+    for (int i = 2; i < argc; ++i) bench.run_products_alone(static_cast<uint32_t>(std::strtoul(argv[i], nullptr, 10)));
+    if (argc > 2) continue;
     for (const uint32_t rows : {1u, 16u, 64u, 2048u}) bench.run(rows);
     for (const uint32_t rows : {1u, 64u}) bench.run_output(rows);
     if (model.vocab < 100000) continue;
