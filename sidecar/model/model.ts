@@ -46,8 +46,9 @@ export interface LoadModelOptions {
   /** Of activations; auto: as the weights, 16 bits for F32 ones. The CPU library computes in f32 whatever
    * this says. */
   readonly computeDtype: "auto" | WeightDtype;
-  /** fp8: the layers' matrices in E4M3 with a scale a row, and so are activations where more than 16 rows are computed
-   * at once: with fewer, only bytes of weights count, and activations keep their 16 bits. GPU only. */
+  /** fp8: the layers' matrices in E4M3 with a scale a row, and so are activations where more than 64 rows are computed
+   * at once (Hopper; 16 elsewhere): with fewer, only bytes of weights count, and activations keep their 16 bits. GPU
+   * only. */
   readonly quantization: Quantization;
   /** CPU compute threads; 0: cores - 1. */
   readonly threads: number;

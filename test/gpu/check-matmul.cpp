@@ -118,9 +118,9 @@ void check_matmul(Context& context) {
       context.is_small ? std::vector<Shape>{{48, 40}, {96, 192}, {288, 288}, {1024, 768}}
                        : std::vector<Shape>{{16, 16},   {48, 40},  {40, 192},    {64, 384},    {100, 72},   {288, 288},
                                             {768, 288}, {1001, 96}, {4096, 1024}, {1024, 4096}, {6144, 4096}};
-  const std::vector<uint32_t> row_counts = context.is_small
-                                               ? std::vector<uint32_t>{1, 5, 16, 17}
-                                               : std::vector<uint32_t>{1, 2, 3, 7, 8, 9, 15, 16, 17, 33, 64, 65, 130};
+  const std::vector<uint32_t> row_counts =
+      context.is_small ? std::vector<uint32_t>{1, 5, 16, 17, 50}
+                       : std::vector<uint32_t>{1, 2, 3, 7, 8, 9, 15, 16, 17, 33, 48, 64, 65, 130};
   for (const kvs_dtype dtype : compute_dtypes) {
     kvs_device_config config = default_config();
     config.compute_dtype = dtype;

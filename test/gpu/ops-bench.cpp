@@ -23,7 +23,7 @@ constexpr uint32_t head_dim = 128;
 constexpr uint32_t context = 512;
 constexpr uint32_t weight_turns = 4;
 constexpr uint32_t graph_ops = 16;
-constexpr uint32_t graph_rows_max = 256;
+constexpr uint32_t graph_rows_max = 64;
 constexpr double products_per_us = 780e6;  // of a multiply and an add each counted: the library's best on this chip
 
 /** Median us of one operation: `enqueue(i)` puts the i-th on the stream. */

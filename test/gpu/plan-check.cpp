@@ -1,11 +1,13 @@
 // How products of few rows are divided among thread blocks and warps, checked on the CPU: for shapes and GPUs drawn at
-// random every output meets every unit of K once, and shared memory suffices. Needs CUDA's headers, no GPU: see
-// .ci/run. Argument: the seed.
+// random every output meets every unit of K once, and shared memory suffices; of stream-K products, each part of a tile
+// is finished by one block, from what all others left for it. Needs CUDA's headers, no GPU: see .ci/run. Argument: the
+// seed.
 
 #include <cuda_runtime.h>
 
 #include <cstdio>
 #include <cstdlib>
+#include <map>
 #include <random>
 #include <vector>
 
@@ -21,6 +23,7 @@ static unsigned warp_now;
 #define threadIdx uint3{warp_now * 32, 0, 0}
 
 #include "../../sidecar/native/cuda/skinny-plan.cu"
+#include "../../sidecar/native/cuda/stream-k-division.cuh"
 
 namespace {
 
@@ -69,6 +72,74 @@ bool is_each_once(const SkinnyParams& p) {
   return true;
 }
 
+/** What has happened to a stream-K product's tiles, block by block. */
+class StreamKRun {
+ public:
+  StreamKRun(int tiles, int pieces, int blocks, int parts) : parts_(parts) {
+    p_.pieces = pieces;
+    p_.total = tiles * pieces;
+    grid_now = dim3(std::min(blocks, p_.total));
+  }
+
+  bool is_right() {
+    for (block_now = dim3(0); block_now.x < grid_now.x; ++block_now.x) take_share();
+    // Whoever finishes a part adds what each of the others left of it.
+    for (block_now = dim3(0); block_now.x < grid_now.x; ++block_now.x) add_up();
+    const size_t all_parts = static_cast<size_t>(p_.total / p_.pieces) * parts_;
+    return is_right_ && finished_.size() == all_parts && left_.empty() && done_ == p_.total;
+  }
+
+ private:
+  using Part = std::pair<int, int>;  // (tile, part), or (slot, part)
+
+  template <typename Use>
+  void for_each_segment(Use use) const {
+    const kvs::StreamKShares shares(p_.total);
+    const int end = shares.begin(block_now.x + 1);
+    for (int at = shares.begin(block_now.x); at < end;) {
+      const kvs::StreamKSegment segment(p_, shares, at / p_.pieces, parts_);
+      const int until = std::min(end, segment.end);
+      use(segment, until - at);
+      at = until;
+    }
+  }
+
+  void take_share() {
+    for_each_segment([&](const kvs::StreamKSegment& segment, int pieces) {
+      done_ += pieces;
+      is_right_ &= pieces > 0 && (pieces == p_.pieces) == segment.is_whole();
+      for (int part = 0; part < parts_; ++part) {
+        if (segment.has(part)) {
+          is_right_ &= finished_.insert({{segment.tile, part}, static_cast<int>(block_now.x)}).second;
+        } else {
+          is_right_ &= left_.insert({{segment.slot_of(block_now.x), part}, segment.tile}).second;
+        }
+      }
+    });
+  }
+
+  void add_up() {
+    for_each_segment([&](const kvs::StreamKSegment& segment, int) {
+      if (segment.is_whole()) return;
+      for (int part = segment.part_begin; part < segment.part_end; ++part) {
+        for (int other = segment.first_block; other <= segment.last_block; ++other) {
+          if (other == static_cast<int>(block_now.x)) continue;
+          const auto found = left_.find({segment.slot_of(other), part});
+          is_right_ &= found != left_.end() && found->second == segment.tile;
+          if (found != left_.end()) left_.erase(found);
+        }
+      }
+    });
+  }
+
+  const int parts_;
+  kvs::StreamKParams p_{};
+  bool is_right_ = true;
+  int done_ = 0;                  // pieces
+  std::map<Part, int> finished_;  // by (tile, part): the block
+  std::map<Part, int> left_;      // by (slot, part), not yet added: the tile
+};
+
 }  // namespace
 
 int main(int argument_count, char** arguments) {
@@ -82,7 +153,7 @@ int main(int argument_count, char** arguments) {
   int served = 0, gated = 0, sliced = 0, failures = 0;
   for (int i = 0; i < cases; ++i) {
     const Gpu& gpu = gpus[draw(0, std::size(gpus) - 1)];
-    const kvs::SkinnyDevice device{nullptr, static_cast<int>(draw(1, 170)), gpu.compute_capability};
+    const kvs::SkinnyDevice device{nullptr, nullptr, static_cast<int>(draw(1, 170)), gpu.compute_capability};
     kvs::SkinnyProduct product{};
     product.x_dtype = product.y_dtype = KVS_BF16;
     product.weight_dtype = random() % 2 == 0 ? kvs_dtype{KVS_BF16} : kvs_dtype{KVS_F8E4M3};
@@ -104,5 +175,16 @@ int main(int argument_count, char** arguments) {
                 product.gated != nullptr ? ", gated" : "", fits ? "not each once" : "no room");
   }
   std::printf("%d of %d served, %d of them gated, %d in slices: %d failures\n", served, cases, gated, sliced, failures);
+  constexpr int stream_k_cases = 5000;
+  for (int i = 0; i < stream_k_cases; ++i) {
+    const int tiles = static_cast<int>(draw(1, 300));
+    const int pieces = static_cast<int>(draw(1, 120));
+    const int blocks = static_cast<int>(random() % 4 == 0 ? draw(1, 4) : draw(1, 170));
+    const int parts = 2 * static_cast<int>(draw(1, 4));
+    if (StreamKRun(tiles, pieces, blocks, parts).is_right()) continue;
+    ++failures;
+    std::printf("FAILED stream-K: %d tiles of %d pieces, %d blocks, %d parts\n", tiles, pieces, blocks, parts);
+  }
+  std::printf("%d stream-K products: %d failures\n", stream_k_cases, failures);
   return failures == 0 && gated > 0 && sliced > 0 ? 0 : 1;
 }

@@ -5,8 +5,8 @@
 # the Bun to use. Logs go to $OUT (default: a new folder under the system's temporary one). engine measures whole steps
 # and turns, timeline the kernels of steps, of models of the shapes in ENGINE_SHAPES (default 8b; 16 GB; 8b:fp8
 # quantised), beside the floor of a copy on the device at COPY_TBS (default 3.0, an H100's) TB/s.
-# kernels runs the products a second time with KVASIR_CUDA_FP8_SCALES=after: FP8 as on GPUs whose products take no scale
-# for each row and output (any but compute capability 9.0).
+# kernels runs the products again with KVASIR_CUDA_FP8_SCALES=after, FP8 as on GPUs whose products take no scale for each
+# row and output (any but compute capability 9.0), and with KVASIR_CUDA_STREAM_K=off, few rows as on GPUs but Hopper.
 # accuracy and peers need python3 with torch and transformers: the former writes checkpoints of REFERENCE_SHAPES (default
 # 1b; 3 GB) and compares logits, the latter times that stack with PEER_SHAPES (default 8b).
 set -uo pipefail
@@ -47,6 +47,11 @@ compile_kernel_check() {
   g++ -std=c++20 -O2 -o "$work/kernel-check" test/gpu/kernel-check.cpp test/gpu/check-*.cpp -ldl -pthread
 }
 
+compile_skinny() {
+  nvcc -std=c++20 -O3 $gencode -o "$work/skinny" test/gpu/skinny-bench.cu $native/cuda/skinny-*.cu \
+    $native/cuda/stream-k.sm90a.cu $native/cuda/tensor-map.cpp
+}
+
 {
   date -u +%F
   nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
@@ -68,6 +73,9 @@ compile_kernel_check() {
         echo "-- FP8 with scales after the product"
         KVASIR_CUDA_FP8_SCALES=after "$work/kernel-check" "$cpu" "$cuda" matmul
         count $? "kernels with FP8 scales after the product"
+        echo "-- products of few rows as on GPUs other than Hopper"
+        KVASIR_CUDA_STREAM_K=off "$work/kernel-check" "$cpu" "$cuda" matmul chains
+        count $? "kernels without stream-K products"
         ;;
       memcheck)
         compile_kernel_check &&
@@ -85,7 +93,7 @@ compile_kernel_check() {
           racecheck "$group" "$work/kernel-check" "$cpu" "$cuda" --small --seed 1 "$group"
         done
         # Our own products alone: on the library's the sanitizer gives up.
-        nvcc -std=c++20 -O3 $gencode -o "$work/skinny" test/gpu/skinny-bench.cu $native/cuda/skinny-*.cu
+        compile_skinny
         racecheck products "$work/skinny" 1 check-small
         ;;
       models)
@@ -111,13 +119,13 @@ compile_kernel_check() {
         count $? "operations"
         ;;
       attention)
-        nvcc -std=c++20 -O3 $gencode -o "$work/attention" test/gpu/attention-bench.cu $native/cuda/attention-*.cu &&
+        nvcc -std=c++20 -O3 $gencode -o "$work/attention" test/gpu/attention-bench.cu $native/cuda/attention-*.cu \
+          $native/cuda/tensor-map.cpp &&
           "$work/attention"
         count $? "attention"
         ;;
       skinny)
-        nvcc -std=c++20 -O3 $gencode -o "$work/skinny" test/gpu/skinny-bench.cu $native/cuda/skinny-*.cu &&
-          "$work/skinny"
+        compile_skinny && "$work/skinny"
         count $? "skinny"
         ;;
       engine)

@@ -9,11 +9,28 @@
 #include <string>
 
 #include "../../sidecar/native/cuda/skinny-matmul.h"
+#include "../../sidecar/native/cuda/stream-k.h"
 #include "gpu-bench.cuh"
 
 namespace {
 
 using bench::Device;
+
+/** Two families of kernels: rings of cp.async in each warp, for all GPUs, and stream-K on Hopper. */
+enum class Kernel { rings, stream_k };
+constexpr Kernel kernels[] = {Kernel::rings, Kernel::stream_k};
+
+const char* name_of(Kernel kernel) { return kernel == Kernel::rings ? "rings   " : "stream-K"; }
+bool supports(Kernel kernel, const kvs::SkinnyProduct& product, const kvs::SkinnyDevice& device) {
+  return kernel == Kernel::rings ? kvs::skinny_supports(product, device) : kvs::stream_k_supports(product, device);
+}
+void multiply(Kernel kernel, const kvs::SkinnyProduct& product, const kvs::SkinnyDevice& device, cudaStream_t stream) {
+  if (kernel == Kernel::rings) {
+    BENCH_CHECK(kvs::skinny_matmul(product, device, stream));
+  } else {
+    BENCH_CHECK(kvs::stream_k_matmul(product, device, stream));
+  }
+}
 
 struct Shape {
   uint32_t rows;
@@ -86,7 +103,8 @@ class Problem {
         scales_(shape.outputs),
         bias_(shape.outputs),
         y_(static_cast<uint64_t>(shape.rows) * shape.outputs * 4),
-        workspace_(kvs::skinny_workspace_bytes()) {
+        workspace_(kvs::skinny_workspace_bytes()),
+        stream_k_workspace_(kvs::stream_k_workspace_bytes(properties().multiProcessorCount, capability())) {
     const uint64_t weights = static_cast<uint64_t>(shape.outputs) * shape.inputs * copies;
     fill(x_.get(), x_.count(), shape.x_dtype, seed, 1.0f);
     if (shape.weight_dtype == KVS_F8E4M3) {
@@ -97,6 +115,7 @@ class Problem {
     bench::randomize(scales_.get(), shape.outputs, seed + 2, 0.01f);
     bench::randomize(bias_.get(), shape.outputs, seed + 3);
     workspace_.fill_bytes(0);
+    stream_k_workspace_.fill_bytes(0);
   }
 
   kvs::SkinnyProduct product(int copy = 0) const {
@@ -116,9 +135,8 @@ class Problem {
     return a;
   }
   kvs::SkinnyDevice device() const {
-    cudaDeviceProp properties;
-    BENCH_CHECK(cudaGetDeviceProperties(&properties, 0));
-    return {workspace_.get(), properties.multiProcessorCount, properties.major * 10 + properties.minor};
+    const cudaDeviceProp gpu = properties();
+    return {workspace_.get(), stream_k_workspace_.get(), gpu.multiProcessorCount, capability()};
   }
   Device<char>& y() { return y_; }
 
@@ -138,6 +156,15 @@ class Problem {
   }
 
  private:
+  static cudaDeviceProp properties() {
+    cudaDeviceProp properties;
+    BENCH_CHECK(cudaGetDeviceProperties(&properties, 0));
+    return properties;
+  }
+  static int capability() {
+    const cudaDeviceProp gpu = properties();
+    return gpu.major * 10 + gpu.minor;
+  }
   static void fill(uint16_t* to, uint64_t count, kvs_dtype dtype, uint64_t seed, float deviation) {
     if (dtype == KVS_F16) {
       bench::randomize(reinterpret_cast<__half*>(to), count, seed, deviation);
@@ -155,26 +182,24 @@ class Problem {
   Device<float> bias_;
   Device<char> y_;
   Device<char> workspace_;
+  Device<char> stream_k_workspace_;
 };
 
-void check_case(const Shape& shape, uint64_t seed) {
+void check_kernel(Kernel kernel, const Shape& shape, uint64_t seed) {
   Problem problem(shape, seed);
   const kvs::SkinnyProduct a = problem.product();
   const kvs::SkinnyDevice device = problem.device();
-  if (!kvs::skinny_supports(a, device)) {
-    std::printf("      (%u, %u, %u) is left to the library\n", shape.rows, shape.outputs, shape.inputs);
-    return;
-  }
+  if (!supports(kernel, a, device)) return;
   const uint64_t count = static_cast<uint64_t>(shape.rows) * shape.outputs;
   Device<double> expected(count);
   reference_product<<<static_cast<uint32_t>((count + 127) / 128), 128>>>(expected.get(), a);
   problem.prepare_y();
   const std::vector<char> before = problem.y().host();
-  BENCH_CHECK(kvs::skinny_matmul(a, device, nullptr));
+  multiply(kernel, a, device, nullptr);
   BENCH_CHECK(cudaDeviceSynchronize());
   const std::vector<char> got = problem.y().host();
   problem.prepare_y();
-  BENCH_CHECK(kvs::skinny_matmul(a, device, nullptr));
+  multiply(kernel, a, device, nullptr);
   BENCH_CHECK(cudaDeviceSynchronize());
   bench::expect(got == problem.y().host(), "a second run gives other bits");
   const std::vector<double> want = expected.host();
@@ -191,12 +216,22 @@ void check_case(const Shape& shape, uint64_t seed) {
   }
   const double limit = shape.y_dtype == KVS_F32 ? 1e-5 : shape.y_dtype == KVS_F16 ? 1e-3 : 5e-3;
   if (!(worst <= limit)) ++bench::failures;
-  std::printf("%s (%u, %u, %u) x %u w %u y %u%s%s: %.1e\n", worst <= limit ? "ok   " : "WRONG", shape.rows,
-              shape.outputs, shape.inputs, shape.x_dtype, shape.weight_dtype, shape.y_dtype,
+  std::printf("%s %s (%u, %u, %u) x %u w %u y %u%s%s: %.1e\n", worst <= limit ? "ok   " : "WRONG", name_of(kernel),
+              shape.rows, shape.outputs, shape.inputs, shape.x_dtype, shape.weight_dtype, shape.y_dtype,
               shape.has_bias ? " bias" : "", shape.is_accumulating ? " added" : "", worst);
 }
 
+void check_case(const Shape& shape, uint64_t seed) {
+  for (const Kernel kernel : kernels) check_kernel(kernel, shape, seed);
+}
+
 void check_small(uint64_t seed) {
+  for (const uint32_t rows : {17u, 40u, 64u}) {
+    check_case({rows, 48, 136}, seed + rows);
+    check_case({rows, 1040, 768, KVS_BF16, KVS_BF16, KVS_BF16, true, true}, seed + rows + 1);
+    check_case({rows, 16384, 264, KVS_F16, KVS_F16, KVS_F32, false, true}, seed + rows + 2);
+    check_case({rows, 1040, 784, KVS_BF16, KVS_F8E4M3, KVS_BF16, true, true}, seed + rows + 3);
+  }
   for (const uint32_t rows : {1u, 9u, 16u}) {
     check_case({rows, 24, 128, KVS_BF16, KVS_BF16, KVS_F32}, seed + rows);
     check_case({rows, 288, 768, KVS_BF16, KVS_BF16, KVS_BF16, true, true}, seed + rows + 1);
@@ -208,7 +243,7 @@ void check_small(uint64_t seed) {
 }
 
 void check_all(uint64_t seed) {
-  for (const uint32_t rows : {1u, 3u, 4u, 5u, 8u, 9u, 16u}) {
+  for (const uint32_t rows : {1u, 3u, 4u, 5u, 8u, 9u, 16u, 17u, 32u, 33u, 48u, 64u}) {
     check_case({rows, 4096, 4096}, seed + rows);
     check_case({rows, 5120, 13824, KVS_BF16, KVS_BF16, KVS_BF16, false, true}, seed + rows + 1);
     check_case({rows, 1000, 1024, KVS_F16, KVS_F16, KVS_F16, true, false}, seed + rows + 2);
@@ -222,7 +257,7 @@ void check_all(uint64_t seed) {
 
 constexpr uint64_t arena_bytes = 4300ull << 20;
 
-void time_case(const Shape& shape, double copy_rate, char* arena) {
+void time_case(Kernel kernel, const Shape& shape, double copy_rate, char* arena) {
   const uint64_t bytes =
       static_cast<uint64_t>(shape.outputs) * shape.inputs * (shape.weight_dtype == KVS_F8E4M3 ? 1 : 2);
   const int copies =
@@ -230,10 +265,9 @@ void time_case(const Shape& shape, double copy_rate, char* arena) {
   const Problem problem(shape, 5, copies, arena);
   const Device<float> small(1);
   const kvs::SkinnyDevice device = problem.device();
-  if (!kvs::skinny_supports(problem.product(), device)) return;
+  if (!supports(kernel, problem.product(), device)) return;
   const auto enqueue = [&](int copy, cudaStream_t stream) {
-    const kvs::SkinnyProduct product = problem.product(copy);
-    BENCH_CHECK(kvs::skinny_matmul(product, device, stream));
+    multiply(kernel, problem.product(copy), device, stream);
   };
   const float chain = bench::time_graph_us([&](cudaStream_t s) {
                         for (int c = 0; c < copies; ++c) enqueue(c, s);
@@ -252,10 +286,10 @@ void time_case(const Shape& shape, double copy_rate, char* arena) {
                        copies;
   const double floor_us = static_cast<double>(bytes) / copy_rate / 1e6;
   std::printf(
-      "%s rows %2u  %6u x %5u  %6.1f MB  floor %6.1f us  chain %6.1f us %5.2f TB/s (%3.0f%%)  after a small kernel "
+      "%s %s rows %2u  %6u x %5u  %6.1f MB  floor %6.1f us  chain %6.1f us %5.2f TB/s (%3.0f%%)  after a small kernel "
       "%6.1f us"
       " %5.2f TB/s\n",
-      shape.weight_dtype == KVS_F8E4M3 ? "fp8 " : "bf16", shape.rows, shape.outputs, shape.inputs,
+      name_of(kernel), shape.weight_dtype == KVS_F8E4M3 ? "fp8 " : "bf16", shape.rows, shape.outputs, shape.inputs,
       static_cast<double>(bytes) / 1e6, floor_us, chain, static_cast<double>(bytes) / chain / 1e6,
       100 * floor_us / chain, between - smalls, static_cast<double>(bytes) / (between - smalls) / 1e6);
 }
@@ -266,7 +300,8 @@ struct Layer {
 };
 
 /** The products between two attentions one behind the other, the gate in its product. */
-void time_layer(const Layer& layer, uint32_t rows, kvs_dtype weight_dtype, double copy_rate, char* arena) {
+void time_layer(Kernel kernel, const Layer& layer, uint32_t rows, kvs_dtype weight_dtype, double copy_rate,
+                char* arena) {
   const uint64_t value_bytes = weight_dtype == KVS_F8E4M3 ? 1 : 2;
   const uint32_t hidden = layer.hidden;
   const uint32_t sizes[4][2] = {
@@ -304,30 +339,31 @@ void time_layer(const Layer& layer, uint32_t rows, kvs_dtype weight_dtype, doubl
     return all;
   };
   for (const kvs::SkinnyProduct& product : products(0)) {
-    if (!kvs::skinny_supports(product, device)) {
-      std::printf("%s rows %2u: %u x %u is left to the library\n", layer.name, rows, product.outputs, product.inputs);
-      return;
-    }
+    if (!supports(kernel, product, device)) return;
   }
   const float time = bench::time_graph_us([&](cudaStream_t stream) {
                        for (int copy = 0; copy < copies; ++copy) {
                          for (const kvs::SkinnyProduct& product : products(copy)) {
-                           BENCH_CHECK(kvs::skinny_matmul(product, device, stream));
+                           multiply(kernel, product, device, stream);
                          }
                        }
                      }) /
                      copies;
   const double floor_us = static_cast<double>(layer_bytes) / copy_rate / 1e6;
-  std::printf("%s rows %2u  products of a layer of %s  %6.1f MB  floor %6.1f us  chain %6.1f us (%3.0f%%)\n",
-              weight_dtype == KVS_F8E4M3 ? "fp8 " : "bf16", rows, layer.name, static_cast<double>(layer_bytes) / 1e6,
-              floor_us, time, 100 * floor_us / time);
+  std::printf("%s %s rows %2u  products of a layer of %s  %6.1f MB  floor %6.1f us  chain %6.1f us (%3.0f%%)\n",
+              name_of(kernel), weight_dtype == KVS_F8E4M3 ? "fp8 " : "bf16", rows, layer.name,
+              static_cast<double>(layer_bytes) / 1e6, floor_us, time, 100 * floor_us / time);
 }
+
+constexpr uint32_t row_counts[] = {1, 4, 8, 16, 32, 48, 64};
 
 void time_layers(double copy_rate, char* arena) {
   const Layer layers[] = {{"8B ", 4096, 14336, 6144}, {"13B", 5120, 13824, 15360}, {"32B", 5120, 27648, 7168}};
-  for (const kvs_dtype dtype : {KVS_BF16, KVS_F8E4M3}) {
-    for (const Layer& layer : layers) {
-      for (const uint32_t rows : {1u, 4u, 8u, 16u}) time_layer(layer, rows, dtype, copy_rate, arena);
+  for (const Kernel kernel : kernels) {
+    for (const kvs_dtype dtype : {KVS_BF16, KVS_F8E4M3}) {
+      for (const Layer& layer : layers) {
+        for (const uint32_t rows : row_counts) time_layer(kernel, layer, rows, dtype, copy_rate, arena);
+      }
     }
   }
 }
@@ -337,16 +373,19 @@ void time_all(bool has_singles) {
   const Device<char> arena(arena_bytes);
   bench::randomize(reinterpret_cast<__nv_bfloat16*>(arena.get()), arena_bytes / 2, 7, 0.02f);
   std::printf("the first to be timed is slow, whatever it is:\n");
-  time_case({1, 8192, 8192}, copy_rate, arena.get());
+  time_case(Kernel::rings, {1, 8192, 8192}, copy_rate, arena.get());
   time_layers(copy_rate, arena.get());
   if (!has_singles) return;
   const uint32_t sizes[][2] = {{4096, 14336}, {6144, 4096}, {4096, 4096}, {28672, 4096}, {27648, 5120}, {15360, 5120},
                                {5120, 13824}, {5120, 5120}, {7168, 5120}, {5120, 27648}, {55296, 5120}, {128256, 4096}};
-  for (const uint32_t rows : {1u, 4u, 8u, 16u}) {
-    for (const auto& size : sizes) time_case({rows, size[0], size[1]}, copy_rate, arena.get());
-  }
-  for (const uint32_t rows : {1u, 16u}) {
-    for (const auto& size : sizes) time_case({rows, size[0], size[1], KVS_BF16, KVS_F8E4M3}, copy_rate, arena.get());
+  for (const Kernel kernel : kernels) {
+    for (const kvs_dtype dtype : {KVS_BF16, KVS_F8E4M3}) {
+      for (const uint32_t rows : row_counts) {
+        for (const auto& size : sizes) {
+          time_case(kernel, {rows, size[0], size[1], KVS_BF16, dtype}, copy_rate, arena.get());
+        }
+      }
+    }
   }
 }
 

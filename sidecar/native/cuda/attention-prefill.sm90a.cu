@@ -3,6 +3,7 @@
 
 #include "attention-hopper-consumer.cuh"
 #include "launch.cuh"
+#include "tensor-map.h"
 
 namespace kvs {
 namespace {
@@ -50,39 +51,13 @@ __global__ void __launch_bounds__(threads, 1)
 
 // ---- launcher ---------------------------------------------------------------------------------------------
 
-using EncodeTiled = decltype(&cuTensorMapEncodeTiled);
-
-EncodeTiled encode_tiled() {
-  static const EncodeTiled function = [] {
-    void* found = nullptr;
-    cudaDriverEntryPointQueryResult result;
-    const cudaError_t error =
-        cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000, cudaEnableDefault, &result);
-    return error == cudaSuccess && result == cudaDriverEntryPointSuccess ? reinterpret_cast<EncodeTiled>(found)
-                                                                         : nullptr;
-  }();
-  return function;
-}
-
-CUtensorMapDataType tensor_type(kvs_dtype dtype) {
-  return dtype == KVS_BF16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
-}
-
-bool encode(CUtensorMap* map, kvs_dtype dtype, int rank, const void* data, const cuuint64_t* sizes,
-            const cuuint64_t* strides, const cuuint32_t* box) {
-  const cuuint32_t steps[4] = {1, 1, 1, 1};
-  return encode_tiled()(map, tensor_type(dtype), rank, const_cast<void*>(data), sizes, strides, box, steps,
-                        CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-                        CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
-}
-
 /** Boxes of (128 rows, 64 columns) of gathered rows of D. */
 bool encode_gathered(CUtensorMap* map, const PrefillParams& p, const void* data, int dim, kvs_dtype dtype) {
   const cuuint64_t rows = static_cast<cuuint64_t>(p.kv_head_end - p.kv_head_begin) * p.key_capacity;
   const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(dim), rows};
   const cuuint64_t strides[1] = {static_cast<cuuint64_t>(dim) * 2};
   const cuuint32_t box[2] = {64, key_block};
-  return encode(map, dtype, 2, data, sizes, strides, box);
+  return encode_tensor_map(map, dtype, 2, data, sizes, strides, box);
 }
 
 /** Boxes of (block_tokens rows, 64 columns), 128 rows at most, of the layer's values: [block][kv head][token][D]. */
@@ -93,7 +68,7 @@ bool encode_in_place(CUtensorMap* map, const AttentionArgs& args) {
   const cuuint64_t sizes[4] = {args.head_dim, args.block_tokens, args.kv_heads, blocks};
   const cuuint64_t strides[3] = {row_bytes, head_bytes, args.block_stride_bytes};
   const cuuint32_t box[4] = {64, args.block_tokens < key_block ? args.block_tokens : key_block, 1, 1};
-  return encode(map, args.compute_dtype, 4, args.kv + args.kv_heads * head_bytes, sizes, strides, box);
+  return encode_tensor_map(map, args.compute_dtype, 4, args.kv + args.kv_heads * head_bytes, sizes, strides, box);
 }
 
 template <typename Shape>
@@ -118,7 +93,7 @@ bool has_hopper_prefill(int compute_capability, int padded_dim) {
   static const bool has_image = [] {
     cudaFuncAttributes attributes;
     const void* kernel = reinterpret_cast<const void*>(hopper_prefill_kernel<HopperShape<__nv_bfloat16, 128>>);
-    if (cudaFuncGetAttributes(&attributes, kernel) == cudaSuccess) return encode_tiled() != nullptr;
+    if (cudaFuncGetAttributes(&attributes, kernel) == cudaSuccess) return has_tensor_maps();
     cudaGetLastError();
     return false;
   }();

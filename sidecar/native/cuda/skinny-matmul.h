@@ -33,6 +33,8 @@ struct SkinnyDevice {
   /** Device memory of skinny_workspace_bytes(), 256-byte aligned. All zero when the device opens and between launches
    * nobody else writes to it, so counters that a kernel leaves at zero stay there. */
   void* workspace;
+  /** The same of stream_k_workspace_bytes(). */
+  void* stream_k_workspace;
   int sm_count;
   int compute_capability;
 };

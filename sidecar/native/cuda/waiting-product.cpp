@@ -2,10 +2,13 @@
 
 #include "waiting-product.h"
 
+#include <cstdlib>
+#include <string_view>
 #include <utility>
 
 #include "../common/step-input.h"
 #include "cuda-error.h"
+#include "stream-k.h"
 
 namespace kvs {
 
@@ -27,16 +30,37 @@ bool has_gated_apart(const SkinnyProduct& p) {
          !overlap(p.gated, gated_bytes, p.bias, bias_bytes);
 }
 
+/** So that what serves GPUs older than Hopper can be checked on one. */
+bool has_stream_k() {
+  static const char* const wanted = std::getenv("KVASIR_CUDA_STREAM_K");
+  return wanted == nullptr || std::string_view(wanted) != "off";
+}
+
+/** The faster one where both serve a product, as H100s and H200s have shown it. */
+bool is_for_stream_k(const SkinnyProduct& product, const SkinnyDevice& device) {
+  if (!has_stream_k() || !stream_k_supports(product, device)) return false;
+  const uint32_t ring_rows_max = product.weight_dtype == KVS_F8E4M3 ? 8 : 2;
+  return product.rows > ring_rows_max || !skinny_supports(product, device);
+}
+
+bool is_ours(const SkinnyProduct& product, const SkinnyDevice& device) {
+  return is_for_stream_k(product, device) || skinny_supports(product, device);
+}
+
 }  // namespace
 
 WaitingProduct::WaitingProduct(const Gpu& gpu)
-    : workspace_(skinny_workspace_bytes(), "the workspace of skinny products") {
-  check_cuda(cudaMemset(workspace_.as(), 0, workspace_.bytes()), "cudaMemset");
-  device_ = {workspace_.as(), gpu.sm_count, gpu.compute_capability};
+    : workspace_(skinny_workspace_bytes(), "the workspace of skinny products"),
+      stream_k_workspace_(stream_k_workspace_bytes(gpu.sm_count, gpu.compute_capability),
+                          "the workspace of stream-K products") {
+  for (const DeviceMemory* memory : {&workspace_, &stream_k_workspace_}) {
+    if (!memory->is_empty()) check_cuda(cudaMemset(memory->as(), 0, memory->bytes()), "cudaMemset");
+  }
+  device_ = {workspace_.as(), stream_k_workspace_.as(), gpu.sm_count, gpu.compute_capability};
 }
 
 bool WaitingProduct::add(const SkinnyProduct& product, cudaStream_t stream) {
-  if (!skinny_supports(product, device_)) return false;
+  if (!is_ours(product, device_)) return false;
   launch(stream);
   product_ = product;
   return true;
@@ -49,14 +73,19 @@ bool WaitingProduct::add_gate(void* gated, const void* y, uint32_t rows, uint32_
   }
   SkinnyProduct with_gate = *product_;
   with_gate.gated = gated;
-  if (!has_gated_apart(with_gate) || !skinny_supports(with_gate, device_)) return false;
+  if (!has_gated_apart(with_gate) || !is_ours(with_gate, device_)) return false;
   product_ = with_gate;
   return true;
 }
 
 void WaitingProduct::launch(cudaStream_t stream) {
   const std::optional<SkinnyProduct> product = std::exchange(product_, std::nullopt);
-  if (product.has_value()) check_cuda(skinny_matmul(*product, device_, stream), "skinny_matmul");
+  if (!product.has_value()) return;
+  if (is_for_stream_k(*product, device_)) {
+    check_cuda(stream_k_matmul(*product, device_, stream), "stream_k_matmul");
+  } else {
+    check_cuda(skinny_matmul(*product, device_, stream), "skinny_matmul");
+  }
 }
 
 }  // namespace kvs

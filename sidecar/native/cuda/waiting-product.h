@@ -24,6 +24,7 @@ class WaitingProduct {
 
  private:
   DeviceMemory workspace_;
+  DeviceMemory stream_k_workspace_;
   SkinnyDevice device_;
   std::optional<SkinnyProduct> product_;
 };

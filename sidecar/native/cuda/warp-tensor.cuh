@@ -72,6 +72,12 @@ __device__ __forceinline__ void mma_16x8x16<__half>(float (&c)[4], const uint32_
 
 // ---- shared memory to fragments --------------------------------------------------------------------
 
+__device__ __forceinline__ uint32_t load_shared_16(uint32_t address) {
+  uint16_t value;
+  asm volatile("ld.shared.u16 %0, [%1];" : "=h"(value) : "r"(address) : "memory");
+  return value;
+}
+
 /** Four 8x8 matrices; lanes 8 i to 8 i + 7 give the addresses of matrix i's rows. */
 __device__ __forceinline__ void load_matrices(uint32_t (&fragment)[4], uint32_t address) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
@@ -98,6 +104,17 @@ __device__ __forceinline__ uint32_t transpose_matrix(uint32_t fragment) {
 /** 16 bytes; is_wanted false writes zeros and reads nothing. */
 __device__ __forceinline__ void copy_async_16(uint32_t to, const void* from, bool is_wanted) {
   asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(is_wanted ? 16 : 0)
+               : "memory");
+}
+/** For copies of what this kernel reads once: it leaves the level-2 cache before what others come back to. */
+__device__ __forceinline__ uint64_t read_once_policy() {
+  uint64_t policy;
+  asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  return policy;
+}
+__device__ __forceinline__ void copy_async_16(uint32_t to, const void* from, bool is_wanted, uint64_t policy) {
+  asm volatile("cp.async.cg.shared.global.L2::cache_hint.L2::128B [%0], [%1], 16, %2, %3;" ::"r"(to), "l"(from),
+               "r"(is_wanted ? 16 : 0), "l"(policy)
                : "memory");
 }
 __device__ __forceinline__ void copy_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
