@@ -31,6 +31,7 @@ template <typename Shape, int D>
 struct TileFetcher {
   const DecodeParams& p;
   const DecodeSequences& of;
+  const uint64_t policy = read_once_policy();
   int next;  // tile of the step where the next segment begins
   int limit;
   int tile = 0;  // of the view
@@ -87,12 +88,13 @@ struct TileFetcher {
     if (chunk * 8 < p.head_dim) {
 #pragma unroll
       for (int i = 0; i < decode_tile_tokens / rows_each; ++i) {
-        copy_async_16(to + i * rows_each * Shape::pitch, from + i * rows_each * row_bytes, i * rows_each < rows_valid);
+        copy_async_16(to + i * rows_each * Shape::pitch, from + i * rows_each * row_bytes, i * rows_each < rows_valid,
+                      policy);
       }
 #pragma unroll
       for (int i = 0; i < decode_tile_tokens / rows_each; ++i) {
         copy_async_16(to + (decode_tile_tokens + i * rows_each) * Shape::pitch,
-                      from + p.value_bytes + i * rows_each * row_bytes, i * rows_each < rows_valid);
+                      from + p.value_bytes + i * rows_each * row_bytes, i * rows_each < rows_valid, policy);
       }
     }
     ++tile;
