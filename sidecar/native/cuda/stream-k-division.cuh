@@ -39,7 +39,7 @@ struct StreamKShares {
 /** What a thread block has to do with a tile. Its sums come in parts of eight rows. */
 struct StreamKSegment {
   int tile;
-  int end;  // pieces before the tile's end
+  int end;          // pieces before the tile's end
   int first_block;  // of those that share it
   int last_block;
   bool goes_on;  // the last block, with the next tile
