@@ -1,5 +1,5 @@
 // Builds both libraries and prints their paths: bun test/gpu/build.ts [compute capability ...]. With capabilities
-// named, no GPU is needed: continuous integration builds for one, and a library can be made for another machine.
+// named, no GPU is needed: continuous integration builds for two, and a library can be made for another machine.
 
 import { buildNative } from "../../sidecar/build-native.ts";
 

@@ -193,6 +193,7 @@ void check_chains(Context& context) {
       std::vector<Program> programs = {layer(512, 768, 1024), oddities(512, 768)};
       if (!context.is_small) {
         programs.push_back(layer(256, 512, 320));
+        programs.push_back(layer(256, 368, 320));  // a gate that ends within a tile
         if (rows == 1 || rows == 8 || rows == 16) programs.push_back(layer(2048, 5632, 2560));
       }
       for (const Program& program : programs) {

@@ -19,6 +19,7 @@ using bench::Device;
 /** Two families of kernels: rings of cp.async in each warp, for all GPUs, and stream-K on Hopper. */
 enum class Kernel { rings, stream_k };
 constexpr Kernel kernels[] = {Kernel::rings, Kernel::stream_k};
+int checked[2] = {};  // cases of each
 
 const char* name_of(Kernel kernel) { return kernel == Kernel::rings ? "rings   " : "stream-K"; }
 bool supports(Kernel kernel, const kvs::SkinnyProduct& product, const kvs::SkinnyDevice& device) {
@@ -139,6 +140,11 @@ class Problem {
     return {workspace_.get(), stream_k_workspace_.get(), gpu.multiProcessorCount, capability()};
   }
   Device<char>& y() { return y_; }
+  /** What thread blocks left one another has been taken, and zeros put in its place. */
+  bool has_clean_workspace() const {
+    const std::vector<char> left = stream_k_workspace_.host();
+    return std::all_of(left.begin(), left.end(), [](char byte) { return byte == 0; });
+  }
 
   double y_value(const std::vector<char>& y, uint64_t i) const {
     if (shape_.y_dtype == KVS_F32) return reinterpret_cast<const float*>(y.data())[i];
@@ -202,6 +208,8 @@ void check_kernel(Kernel kernel, const Shape& shape, uint64_t seed) {
   multiply(kernel, a, device, nullptr);
   BENCH_CHECK(cudaDeviceSynchronize());
   bench::expect(got == problem.y().host(), "a second run gives other bits");
+  bench::expect(problem.has_clean_workspace(), "sums are left behind for the next product");
+  ++checked[static_cast<int>(kernel)];
   const std::vector<double> want = expected.host();
   double worst = 0;
   for (uint32_t row = 0; row < shape.rows; ++row) {
@@ -243,6 +251,7 @@ void check_small(uint64_t seed) {
 }
 
 void check_all(uint64_t seed) {
+  check_small(seed);
   for (const uint32_t rows : {1u, 3u, 4u, 5u, 8u, 9u, 16u, 17u, 32u, 33u, 48u, 64u}) {
     check_case({rows, 4096, 4096}, seed + rows);
     check_case({rows, 5120, 13824, KVS_BF16, KVS_BF16, KVS_BF16, false, true}, seed + rows + 1);
@@ -404,7 +413,13 @@ int main(int argument_count, char** arguments) {
   const bool is_small = mode == "check-small";
   if (is_small) check_small(seed);
   if (mode == "check" || mode == "both") check_all(seed);
-  if (mode != "time" && mode != "layers") std::printf("%d failures\n", bench::failures);
+  if (mode != "time" && mode != "layers") {
+    cudaDeviceProp gpu;
+    BENCH_CHECK(cudaGetDeviceProperties(&gpu, 0));
+    const bool is_hopper = gpu.major == 9 && gpu.minor == 0;
+    bench::expect(checked[0] > 0 && (checked[1] > 0) == is_hopper, "each GPU has its kernels");
+    std::printf("%d cases of rings, %d of stream-K: %d failures\n", checked[0], checked[1], bench::failures);
+  }
   if (mode == "time" || mode == "both") time_all(true);
   if (mode == "layers") time_all(false);
   return bench::failures == 0 ? 0 : 1;
