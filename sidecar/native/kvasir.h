@@ -203,8 +203,8 @@ enum {
   KVS_MATMUL_ACCUMULATE = 1, /* y += instead of y = (the residual add) */
   KVS_MATMUL_F32_OUT = 2     /* y is F32 whatever the compute type (logits) */
 };
-/* y (row_count, weight rows) = x (row_count, weight cols) weight^T + bias. bias (weight rows) F32 or 0. y does not overlap
- * x or bias. */
+/* y (row_count, weight rows) = x (row_count, weight cols) weight^T + bias. bias (weight rows) F32 or 0. y does not
+ * overlap x or bias. */
 kvs_status kvs_matmul(kvs_device *device, uint64_t y, uint64_t x, kvs_weight *weight, uint64_t bias, uint32_t row_count,
                       uint32_t flags);
 /* qkv (row_count, (heads + 2 kv_heads) head_dim): per head q and k are RMS-normed when q_norm / k_norm (head_dim) are
