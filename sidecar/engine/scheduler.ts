@@ -174,6 +174,7 @@ export class Scheduler {
   #open(sequence: Sequence, nowMs: number): "opened" | "no-room" | "reading" {
     const { tokens } = sequence;
     const prompt = sequence.queued!;
+    prompt.tokens = tokens;
     // The last token is always computed: its logits are what the client waits for.
     prompt.limit = tokens.length - 1;
     const isShared = this.#running.length > 0 || this.#waiting.length > 1;

@@ -14,8 +14,8 @@ const NO_CACHED_TOKENS: CachedTokens = { gpu: 0, host: 0, disk: 0 };
 
 export class Sequence {
   state: SequenceState = "waiting";
-  /** What is used of the memory below. */
-  tokens: Int32Array;
+  #tokens: Int32Array;
+  /** Begins with the tokens, and has room for more. */
   #memory: Int32Array;
   readonly promptLength: number;
   readonly seed: number;
@@ -51,9 +51,14 @@ export class Sequence {
     readonly leader: Sequence | null,
   ) {
     this.#memory = withRoom(request.tokens);
-    this.tokens = this.#memory.subarray(0, request.tokens.length);
+    this.#tokens = this.#memory.subarray(0, request.tokens.length);
     this.promptLength = request.tokens.length;
     this.seed = seedOfChoice(request.sampling.seed, choice);
+  }
+
+  /** Prompt and completion so far; ask again when a token has been appended. */
+  get tokens(): Int32Array {
+    return this.#tokens;
   }
 
   get biasCount(): number {
@@ -132,7 +137,7 @@ export class Sequence {
     const { length } = this.tokens;
     if (length === this.#memory.length) this.#memory = withRoom(this.tokens);
     this.#memory[length] = token;
-    this.tokens = this.#memory.subarray(0, length + 1);
+    this.#tokens = this.#memory.subarray(0, length + 1);
     this.#firstTokenAtMs ??= nowMs;
   }
 

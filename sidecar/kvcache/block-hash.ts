@@ -6,6 +6,11 @@
 export type BlockId = string & { readonly brand: "BlockId" };
 
 const ID_BYTES = 16;
+const LENGTH_BYTES = 4;
+
+/** What is hashed, and its digest: made once, as nothing waits between a hash's beginning and its end. */
+let gathered = Buffer.alloc(4096);
+const hashed = Buffer.alloc(32);
 
 /** A hash of 16 bytes or more; tests weaken it to force collisions. */
 export type BlockHasher = (parts: readonly (string | Uint8Array)[]) => BlockId;
@@ -23,13 +28,9 @@ export const sha256Hasher: BlockHasher = (parts) => {
     else gathered.set(part, end);
     end += part.length;
   }
-  Bun.SHA256.hash(gathered.subarray(0, end), digest);
-  return digest.toString("latin1", 0, ID_BYTES) as BlockId;
+  Bun.SHA256.hash(gathered.subarray(0, end), hashed);
+  return hashed.toString("latin1", 0, ID_BYTES) as BlockId;
 };
-
-const LENGTH_BYTES = 4;
-let gathered = Buffer.alloc(4096);
-const digest = Buffer.alloc(32);
 
 /** Parent of an account's first blocks. digest: of the fingerprint, that is of everything that changes the numbers
  * (weights, dtypes, layout). It stands in every header, so that ids of another fingerprint can be computed, too. */

@@ -29,7 +29,8 @@ export interface BlockTable {
 /** A prompt that waits for its turn. */
 export interface QueuedPrompt {
   readonly chain: BlockChain;
-  readonly tokens: ArrayLike<number>;
+  /** May grow while it waits: a preempted sequence has tokens on their way. */
+  tokens: ArrayLike<number>;
   /** Most tokens to take from the cache: the rest is computed in any case. */
   limit: number;
   readonly keep: Keep;

@@ -12,7 +12,8 @@ inline constexpr uint32_t stream_k_rows_max = 64;
  * 0: on this GPU there is no such product. */
 uint64_t stream_k_workspace_bytes(int sm_count, int compute_capability);
 
-/** Whether the kernel serves these types and sizes; with as many rows, or fewer, it beats the library's product. */
+/** Whether the kernel serves these types and sizes. The library's product is no faster there, but for 64 rows on an
+ * H200 by half a percent of a step. */
 bool stream_k_supports(const SkinnyProduct& product, const SkinnyDevice& device);
 /** Enqueues; returns the launch's error. Sums in F32, in an order that the sizes, the gate and the GPU decide. */
 cudaError_t stream_k_matmul(const SkinnyProduct& product, const SkinnyDevice& device, cudaStream_t stream);
