@@ -72,7 +72,7 @@ export class BlockMoves {
     });
     if (gpuBlocks.some((gpu) => this.residency.isTouched(gpu))) this.#orderBehindCompute("load");
     this.#loads.push({ transfer, blocks });
-    transfer.pump();
+    transfer.begin();
     return transfer;
   }
 

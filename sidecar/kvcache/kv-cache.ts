@@ -274,7 +274,7 @@ export class KvCache {
   #mayJoin(load: LayerTransfer, rowCount: number): boolean {
     const ready = load.readyLayers();
     if (ready === load.layers) return true;
-    if (load.enqueuedLayers < load.layers) return false;
+    if (!load.isFlowing) return false;
     const { preloadLayers, maxLoadStallMs, blockBytes } = this.options;
     if (preloadLayers !== null) return ready >= Math.min(preloadLayers, load.layers);
     const loadMs = this.moves.loadRate.expectedMs(load.hostSlots.length * blockBytes);

@@ -11,6 +11,8 @@ export interface CopyDevice {
   streamWait(stream: Stream, event: EventHandle): void;
   /** Throws when what the event stands for has failed. */
   isDone(event: EventHandle): boolean;
+  /** Sleeps until something has ended, or for so long. */
+  wait(timeoutUs: number): boolean;
   /** One layer of many blocks, load stream; false: the stream's queue is full, nothing happened. */
   loadLayer(layer: number, hostSlots: Int32Array, blocks: Int32Array, event: EventHandle): boolean;
   /** The same on the save stream, the other way. */
@@ -32,8 +34,13 @@ export class EventPool {
   }
 }
 
+/** Beyond the layer that a step is about to read: enough for the stream not to run dry while the step is enqueued. */
+const LAYERS_AHEAD = 2;
+const FULL_QUEUE_WAIT_US = 1000;
+
 export class LayerTransfer {
   readonly #events: EventHandle[] = [];
+  #isRefused = false;
   #doneLayers = 0;
   /** Set by who sees it end. */
   endedAtMs: number | null = null;
@@ -50,13 +57,23 @@ export class LayerTransfer {
     assert(hostSlots.length === gpuBlocks.length && hostSlots.length > 0, "as many slots as blocks");
   }
 
-  /** Layers given to the stream so far. */
-  get enqueuedLayers(): number {
-    return this.#events.length;
+  /** The stream takes what it is given: a step that will read the blocks need not wait until all layers are. */
+  get isFlowing(): boolean {
+    return !this.#isRefused;
+  }
+
+  /** Gives the stream its first layers; whoever waits for a later one gives more. */
+  begin(): void {
+    this.pump(Math.min(LAYERS_AHEAD, this.layers));
   }
 
   /** Gives the stream the layers up to `end` that it takes now; false when its queue was full. */
   pump(end = this.layers): boolean {
+    this.#isRefused = !this.#give(end);
+    return !this.#isRefused;
+  }
+
+  #give(end: number): boolean {
     while (this.#events.length < end) {
       const event = this.pool.take();
       const layer = this.#events.length;
@@ -85,9 +102,10 @@ export class LayerTransfer {
     return this.readyLayers() === this.layers;
   }
 
-  /** What is enqueued on `stream` from here on sees this layer's blocks. */
+  /** What is enqueued on `stream` from here on sees this layer's blocks. The next layers' copies are enqueued, too. */
   awaitLayer(stream: Stream, layer: number): void {
-    assert(layer < this.#events.length, "the layer is not enqueued");
+    const end = Math.min(layer + 1 + LAYERS_AHEAD, this.layers);
+    while (!this.pump(end) && this.#events.length <= layer) this.device.wait(FULL_QUEUE_WAIT_US);
     if (layer >= this.#doneLayers) this.device.streamWait(stream, this.#events[layer]!);
   }
 

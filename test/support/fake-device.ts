@@ -79,6 +79,11 @@ export class FakeDevice implements KvDevice {
     return (this.#finished.get(event) ?? 0) === (this.#recorded.get(event) ?? 0);
   }
 
+  /** Whoever waits lets the streams go on. */
+  wait(): boolean {
+    return STREAMS.map((stream) => this.advance(stream)).includes(true);
+  }
+
   copyBlocks(sources: Int32Array, destinations: Int32Array): void {
     const [from, to] = [sources.slice(), destinations.slice()];
     this.enqueue("compute", () => {
