@@ -20,10 +20,14 @@ def tokens(model, batch, count):
     return torch.randint(10, model.config.vocab_size, (batch, count), device="cuda")
 
 
-def median_ms(run, repeats=5):
+REST_S = 0.3  # as test/gpu/engine/raw-steps.ts
+
+
+def median_ms(run, repeats=5, rest_s=0.0):
     times = []
     for i in range(repeats + 1):
         torch.cuda.synchronize()
+        time.sleep(rest_s)
         begin = time.perf_counter()
         run()
         torch.cuda.synchronize()
@@ -41,7 +45,8 @@ def prefill(model, ids, cache=None):
 
 def bench_steps(shape, model):
     ids = tokens(model, 1, 2048)
-    note(shape, "prefill of 2048", median_ms(lambda: prefill(model, ids)))
+    note(shape, "prefill of 2048, alone", median_ms(lambda: prefill(model, ids), 12, REST_S))
+    note(shape, "prefill of 2048, one behind the other", median_ms(lambda: prefill(model, ids), 12))
     for history in HISTORY[shape]:
         old, new = tokens(model, 1, history), tokens(model, 1, 128)
         whole = torch.cat([old, new], 1)

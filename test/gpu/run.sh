@@ -135,9 +135,10 @@ compile_skinny() {
         ;;
       timeline)
         header=$(find_file cupti_activity.h)
+        crt=$(find / -path '*/crt/host_defines.h' -not -path '/proc/*' 2>/dev/null | sort | head -n 1)
         record=$(grep -ho 'CUpti_ActivityKernel[0-9]*' "$header" | sort -Vu | tail -n 1)
-        g++ -std=c++20 -O2 -shared -fPIC -DKERNEL_RECORD="$record" -I"$(dirname "$header")" -o "$work/kernel-trace.so" \
-          test/gpu/kernel-trace.cpp &&
+        g++ -std=c++20 -O2 -shared -fPIC -DKERNEL_RECORD="$record" -I"$(dirname "$header")" \
+          -I"$(dirname "$(dirname "$crt")")" -o "$work/kernel-trace.so" test/gpu/kernel-trace.cpp &&
           LD_PRELOAD=$(find_file 'libcupti.so.1[23]') CUDA_INJECTION64_PATH=$work/kernel-trace.so \
             KERNEL_TRACE=$out/kernels.txt "$bun" test/gpu/engine/main.ts "$cuda" --shapes "${ENGINE_SHAPES:-8b}" \
             --parts prefill,decode --copy-tbs "${COPY_TBS:-3.0}" &&

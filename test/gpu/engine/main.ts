@@ -113,7 +113,7 @@ function benchTurns(shape: string, model: Model, options: BenchEngineOptions, ra
   const places: readonly Place[] = ["recompute", "gpu", "host", "host, no pre-loading", "host, load or compute"];
   for (const history of HISTORY[sizeOf(shape)]!) {
     const loadMs = (history * kvBytesPerToken(model)) / HOST_BYTES_PER_MS;
-    const computeMs = raw.prefillMs(history, 128, 6).stepMs;
+    const computeMs = raw.prefillMs(history, 128, 6, false);
     note(shape, `128 new tokens behind ${history} on the gpu`, computeMs, "ms", null);
     for (const place of places) {
       const floor = place === "host" ? Math.max(loadMs, computeMs) : null;
@@ -202,9 +202,9 @@ async function bench(shape: string, parts: ReadonlySet<string>): Promise<void> {
   if (parts.has("prefill")) {
     const tokens = Math.min(2048, MAX_ROWS);
     const floor = prefillFloorMs(shape, model, tokens);
-    const { stepMs, deviceMs } = raw.prefillMs(0, tokens, 12);
-    note(shape, `prefill of ${tokens}`, stepMs, "ms", floor);
-    note(shape, "  its kernels alone, over and over", deviceMs, "ms", floor);
+    note(shape, `prefill of ${tokens}, alone`, raw.prefillMs(0, tokens, 12, true), "ms", floor);
+    note(shape, `prefill of ${tokens}, one behind the other`, raw.prefillMs(0, tokens, 12, false), "ms", floor);
+    note(shape, "  its kernels alone, over and over", raw.repeatedMs(12), "ms", floor);
   }
   if (parts.has("decode")) benchDecode(shape, model, raw);
   if (parts.has("load")) {

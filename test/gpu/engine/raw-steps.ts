@@ -8,6 +8,8 @@ import type { Model } from "../../../sidecar/model/model.ts";
 import { median, randomTokens } from "./bench-engine.ts";
 
 const WAIT_US = 1_000_000;
+/** A card that has rested so long computes a prompt at its full clock (100 ms are enough on an H200). */
+const REST_MS = 300;
 
 /** Speed of wrong numbers is worth nothing. */
 function checkToken(batch: Batch, row: number, what: string): void {
@@ -65,17 +67,21 @@ export class RawSteps {
     }
   }
 
-  /** Median ms of computing `rows` new tokens behind `history` that is in gpu memory, and ms of its kernels alone. */
-  prefillMs(history: number, rows: number, repeats: number): { stepMs: number; deviceMs: number } {
+  /**
+   * Median ms of computing `rows` new tokens behind `history` that is in gpu memory: each after a rest, as a prompt
+   * that comes alone, or one behind the other, where the card's power may be the limit.
+   */
+  prefillMs(history: number, rows: number, repeats: number, isRested: boolean): number {
     const table = this.table(0, history + rows + 1);
     if (history > 0) this.fill(0, 0, history, table, this.maxRows);
     const times: number[] = [];
-    for (let i = 0; i < repeats; i++) {
+    for (let i = 0; i <= repeats; i++) {
+      if (isRested) this.#rest();
       const begin = performance.now();
       this.fill(0, history, history + rows, table, rows);
       if (i > 0) times.push(performance.now() - begin); // the first one picks algorithms
     }
-    return { stepMs: median(times), deviceMs: this.#repeatedMs(repeats) };
+    return median(times);
   }
 
   /** Median ms between steps that each decode one token of `count` sequences, one step ahead; and ms of one such step
@@ -97,7 +103,7 @@ export class RawSteps {
     for (const batch of this.#batches) this.#await(batch);
     const intervals = ends.slice(4).map((end, i) => end - ends[i + 3]!);
     this.#fillDecode(this.#batches[0], tables, context, context + steps);
-    return { stepMs: median(intervals), deviceMs: this.#repeatedMs(steps) };
+    return { stepMs: median(intervals), deviceMs: this.repeatedMs(steps) };
   }
 
   /** Median ms until all layers of `tokens` have come from host memory; the arena must be open. */
@@ -127,8 +133,8 @@ export class RawSteps {
     );
   }
 
-  /** Ms of the first batch's step, enqueued over and over. */
-  #repeatedMs(steps: number): number {
+  /** Ms of the last step of the first batch, enqueued over and over. */
+  repeatedMs(steps: number): number {
     const { model } = this;
     const batch = this.#batches[0];
     this.#runner.run(batch, null);
@@ -141,6 +147,11 @@ export class RawSteps {
     model.device.record("compute", batch.finished, true);
     this.#await(batch);
     return (performance.now() - begin) / steps;
+  }
+
+  #rest(): void {
+    const end = performance.now() + REST_MS;
+    while (performance.now() < end) this.model.device.wait(REST_MS * 1000);
   }
 
   #await(batch: Batch): void {
