@@ -12,6 +12,12 @@ import { type CopyDevice, EventPool, LayerTransfer } from "./layer-transfer.ts";
 import { RateMeter } from "./rate-meter.ts";
 import type { Residency } from "./residency.ts";
 
+/**
+ * A point of the compute stream that copies wait for keeps the kernels before and behind it from overlapping, so there is
+ * not one behind each layer of a step.
+ */
+const LAYERS_PER_SAVE = 8;
+
 interface Load {
   readonly transfer: LayerTransfer;
   readonly blocks: readonly CachedBlock[];
@@ -113,14 +119,17 @@ export class BlockMoves {
     return later;
   }
 
-  /** A step's layer is enqueued: the saves that wait for it may copy that layer. */
+  /** A step's layer is enqueued: the saves that wait for it may copy that layer, some layers at a time. */
   afterLayer(layer: number): void {
+    const end = layer + 1;
+    const isLast = end === this.residency.options.layers;
+    if (end % LAYERS_PER_SAVE !== 0 && !isLast) return;
     const waiting = this.#saves.filter(({ isOrdered }) => !isOrdered);
     if (waiting.length === 0) return;
     this.#orderBehindCompute("save");
     for (const save of waiting) {
-      save.transfer.pump(layer + 1);
-      if (layer + 1 === this.residency.options.layers) save.isOrdered = true;
+      save.transfer.pump(end);
+      save.isOrdered = isLast;
     }
   }
 

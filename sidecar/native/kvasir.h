@@ -216,7 +216,7 @@ kvs_status kvs_append_kv(kvs_device *device, uint64_t q, uint64_t qkv, uint32_t 
  * view; R(p - base): q of position p turned against the base position of each block. window 0: all. */
 kvs_status kvs_attention(kvs_device *device, uint64_t y, uint64_t q, uint32_t layer, uint32_t window,
                          uint32_t row_count);
-/* y (row_count, size) = silu(x[:, :size]) * x[:, size:]; x (row_count, 2 size). */
+/* y (row_count, size) = silu(x[:, :size]) * x[:, size:]; x (row_count, 2 size) holds nothing of use afterwards. */
 kvs_status kvs_silu_mul(kvs_device *device, uint64_t y, uint64_t x, uint32_t row_count, uint32_t size);
 /* y = gelu(x), exact (erf). y may be x. */
 kvs_status kvs_gelu(kvs_device *device, uint64_t y, uint64_t x, uint32_t row_count, uint32_t size);

@@ -42,7 +42,7 @@ __device__ __forceinline__ void multiply_unit(const uint4 (&low)[Shape::loads], 
   }
 }
 
-/** y of one output, after all of K; returns it as it is stored. */
+/** One output after all of K: returns it as y stores it, which what has a gate does not. */
 template <typename T>
 __device__ __forceinline__ float store_result(const SkinnyParams& p, int row, int output, float value) {
   if (output >= p.outputs) return 0.0f;
@@ -56,12 +56,11 @@ __device__ __forceinline__ float store_result(const SkinnyParams& p, int row, in
   }
   T* y = static_cast<T*>(p.y) + at;
   const T stored = static_cast<T>(p.is_accumulating ? static_cast<float>(*y) + value : value);
-  *y = stored;
+  if (p.gated == nullptr) *y = stored;
   return static_cast<float>(stored);
 }
 
-/** Finished sums of a tile's n-th lower and upper output: to y and what is gated of it, or to the partials of the
- * slice. */
+/** Finished sums of a tile's n-th lower and upper output: to y, gated, or to the partials of the slice. */
 template <typename Shape>
 __device__ __forceinline__ void emit(const SkinnyParams& p, const BlockWork& work, int tile, int n, int row, float low,
                                      float high) {

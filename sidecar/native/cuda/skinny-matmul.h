@@ -24,8 +24,8 @@ struct SkinnyProduct {
   uint32_t outputs;
   uint32_t inputs;
   bool is_accumulating;  // y += instead of y =
-  void* gated;  // (rows, outputs / 2) of x_dtype: silu(first half of y) * second half; null: not wanted. Of its own
-                // memory: thread blocks do not wait for one another
+  void* gated;  // (rows, outputs / 2) of x_dtype: silu(first half of y) * second half, in place of y, which is not
+                // written; null: not wanted. Not x's memory: thread blocks do not wait for one another
 };
 
 /** What the products of a device share. */

@@ -116,14 +116,10 @@ struct StreamKBefore {
 template <typename T>
 __device__ __forceinline__ void store_gated(const StreamKParams& p, int row, const StreamKOutputs& outputs, float low,
                                             float high) {
-  T* y = static_cast<T*>(p.y) + static_cast<uint64_t>(row) * p.outputs;
-  const T gate = static_cast<T>(low);
-  const T up = static_cast<T>(high);
-  y[outputs.low] = gate;
-  y[outputs.high] = up;
-  const float value = static_cast<float>(gate);
+  const float gate = static_cast<float>(static_cast<T>(low));  // as the product itself would have stored it
+  const float up = static_cast<float>(static_cast<T>(high));
   static_cast<T*>(p.gated)[static_cast<uint64_t>(row) * (p.outputs / 2) + outputs.low] =
-      static_cast<T>(value / (1.0f + expf(-value)) * static_cast<float>(up));
+      static_cast<T>(gate / (1.0f + expf(-gate)) * up);
 }
 
 template <typename T>

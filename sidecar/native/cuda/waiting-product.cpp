@@ -26,7 +26,7 @@ bool has_gated_apart(const SkinnyProduct& p) {
   const uint64_t gated_bytes = rows * (p.outputs / 2) * dtype_bytes(p.x_dtype);
   const uint64_t bias_bytes = p.bias == nullptr ? 0 : static_cast<uint64_t>(p.outputs) * sizeof(float);
   return !overlap(p.gated, gated_bytes, p.x, rows * p.inputs * dtype_bytes(p.x_dtype)) &&
-         !overlap(p.gated, gated_bytes, p.y, rows * p.outputs * dtype_bytes(p.y_dtype)) &&
+         !(p.is_accumulating && overlap(p.gated, gated_bytes, p.y, rows * p.outputs * dtype_bytes(p.y_dtype))) &&
          !overlap(p.gated, gated_bytes, p.bias, bias_bytes);
 }
 
