@@ -1,7 +1,7 @@
 // How products of few rows are divided among thread blocks and warps, checked on the CPU: for shapes and GPUs drawn at
 // random every output meets every unit of K once, and shared memory suffices; of stream-K products, each part of a tile
-// is finished by one block, from what all others left for it. Needs CUDA's headers, no GPU: see .ci/run. Argument: the
-// seed.
+// is finished by one block, from what all others left for it. And FP8 weights lie as the tensor cores' lanes want them.
+// Needs CUDA's headers, no GPU: see .ci/run. Argument: the seed.
 
 #include <cuda_runtime.h>
 
@@ -22,6 +22,7 @@ static unsigned warp_now;
 #define gridDim grid_now
 #define threadIdx uint3{warp_now * 32, 0, 0}
 
+#include "../../sidecar/native/cuda/fp8-order.h"
 #include "../../sidecar/native/cuda/skinny-plan.cu"
 #include "../../sidecar/native/cuda/stream-k-division.cuh"
 
@@ -140,6 +141,27 @@ class StreamKRun {
   std::map<Part, int> left_;      // by (slot, part), not yet added: the tile
 };
 
+/** Of a k16 step lane 4 g + q of the wide operand holds columns 2 q and 2 q + 1 of the lower eight and of the upper:
+ * each pair in the same byte of a word's two halves, the steps' words one behind the other. */
+bool is_fp8_order_right() {
+  for (uint32_t block = 0; block < 3; ++block) {
+    for (uint32_t i = 0; i < kvs::fp8_block; ++i) {
+      const uint32_t q = i / 16, step = i / 4 % 4, byte = i % 4;
+      const uint32_t upper_eight = byte % 2, of_pair = byte / 2;
+      const uint32_t col = block * kvs::fp8_block + step * 16 + upper_eight * 8 + q * 2 + of_pair;
+      if (kvs::fp8_place(col) != block * kvs::fp8_block + i) return false;
+    }
+    // Eight lanes with eight columns each store eights of bytes: those of the lane's own half, of two steps.
+    for (uint32_t lane = 0; lane < 8; ++lane) {
+      const uint32_t first = kvs::fp8_eight_place(block * kvs::fp8_block + lane * 8);
+      const uint32_t step = lane / 2, q = lane % 2 * 2 + step % 2;
+      const uint32_t col = block * kvs::fp8_block + step / 2 * 32 + q * 2;
+      if (kvs::fp8_place(col) != first || kvs::fp8_place(col + 16 + 9) != first + 7) return false;
+    }
+  }
+  return kvs::fp8_row_bytes(64) == 64 && kvs::fp8_row_bytes(80) == 128;
+}
+
 }  // namespace
 
 int main(int argument_count, char** arguments) {
@@ -186,5 +208,7 @@ int main(int argument_count, char** arguments) {
     std::printf("FAILED stream-K: %d tiles of %d pieces, %d blocks, %d parts\n", tiles, pieces, blocks, parts);
   }
   std::printf("%d stream-K products: %d failures\n", stream_k_cases, failures);
-  return failures == 0 && gated > 0 && sliced > 0 ? 0 : 1;
+  const bool is_order_right = is_fp8_order_right();
+  std::printf("the order of FP8 weights: %s\n", is_order_right ? "right" : "WRONG");
+  return failures == 0 && gated > 0 && sliced > 0 && is_order_right ? 0 : 1;
 }

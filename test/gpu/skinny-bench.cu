@@ -8,6 +8,7 @@
 #include <random>
 #include <string>
 
+#include "../../sidecar/native/cuda/fp8-order.h"
 #include "../../sidecar/native/cuda/skinny-matmul.h"
 #include "../../sidecar/native/cuda/stream-k.h"
 #include "gpu-bench.cuh"
@@ -44,6 +45,10 @@ struct Shape {
   bool is_accumulating = false;
 };
 
+uint64_t row_bytes_of(const Shape& shape) {
+  return shape.weight_dtype == KVS_F8E4M3 ? kvs::fp8_row_bytes(shape.inputs) : uint64_t{shape.inputs} * 2;
+}
+
 double half_value(uint16_t bits, kvs_dtype dtype) {
   if (dtype == KVS_F16) {
     __half half;
@@ -62,7 +67,7 @@ __host__ __device__ float e4m3_value(uint8_t bits) {
   return bits & 0x80 ? -magnitude : magnitude;
 }
 
-/** Random bytes, no NaN. */
+/** Random bytes, no NaN. Those that fill rows up are not zero here: x has none for them. */
 __global__ void fill_e4m3(uint8_t* to, uint64_t count, uint64_t seed) {
   const uint64_t step = static_cast<uint64_t>(gridDim.x) * blockDim.x;
   for (uint64_t i = static_cast<uint64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += step) {
@@ -71,10 +76,15 @@ __global__ void fill_e4m3(uint8_t* to, uint64_t count, uint64_t seed) {
   }
 }
 
-__device__ double weight_value(const void* weight, kvs_dtype dtype, uint64_t at) {
-  if (dtype == KVS_F8E4M3) return e4m3_value(static_cast<const uint8_t*>(weight)[at]);
-  if (dtype == KVS_F16) return __half2float(static_cast<const __half*>(weight)[at]);
-  return __bfloat162float(static_cast<const __nv_bfloat16*>(weight)[at]);
+__device__ double half_value_at(const void* from, kvs_dtype dtype, uint64_t at) {
+  if (dtype == KVS_F16) return __half2float(static_cast<const __half*>(from)[at]);
+  return __bfloat162float(static_cast<const __nv_bfloat16*>(from)[at]);
+}
+
+__device__ double weight_value(const kvs::SkinnyProduct& a, uint64_t output, uint32_t k) {
+  if (a.weight_dtype != KVS_F8E4M3) return half_value_at(a.weight, a.weight_dtype, output * a.inputs + k);
+  const uint8_t* bytes = static_cast<const uint8_t*>(a.weight);
+  return e4m3_value(bytes[output * kvs::fp8_row_bytes(a.inputs) + kvs::fp8_place(k)]);
 }
 
 __global__ void reference_product(double* y, const kvs::SkinnyProduct a) {
@@ -83,9 +93,8 @@ __global__ void reference_product(double* y, const kvs::SkinnyProduct a) {
   const uint64_t output = i % a.outputs;
   const uint64_t row = i / a.outputs;
   double sum = 0;
-  for (uint64_t k = 0; k < a.inputs; ++k) {
-    sum += weight_value(a.x, a.x_dtype, row * a.inputs + k) *
-           weight_value(a.weight, a.weight_dtype, output * a.inputs + k);
+  for (uint32_t k = 0; k < a.inputs; ++k) {
+    sum += half_value_at(a.x, a.x_dtype, row * a.inputs + k) * weight_value(a, output, k);
   }
   if (a.weight_dtype == KVS_F8E4M3) sum *= a.scales[output];
   y[i] = sum + (a.bias == nullptr ? 0 : a.bias[output]);
@@ -97,7 +106,7 @@ class Problem {
   /** arena: memory for the weights, or null. All shapes are timed in the same memory: where it lies can cost 15 %. */
   Problem(const Shape& shape, uint64_t seed, int copies = 1, char* arena = nullptr)
       : shape_(shape),
-        weight_bytes_(static_cast<uint64_t>(shape.outputs) * shape.inputs * (shape.weight_dtype == KVS_F8E4M3 ? 1 : 2)),
+        weight_bytes_(shape.outputs * row_bytes_of(shape)),
         x_(static_cast<uint64_t>(shape.rows) * shape.inputs),
         own_weight_(arena == nullptr ? weight_bytes_ * copies : 0),
         weight_(arena == nullptr ? own_weight_.get() : arena),
@@ -106,12 +115,11 @@ class Problem {
         y_(static_cast<uint64_t>(shape.rows) * shape.outputs * 4),
         workspace_(kvs::skinny_workspace_bytes()),
         stream_k_workspace_(kvs::stream_k_workspace_bytes(properties().multiProcessorCount, capability())) {
-    const uint64_t weights = static_cast<uint64_t>(shape.outputs) * shape.inputs * copies;
     fill(x_.get(), x_.count(), shape.x_dtype, seed, 1.0f);
     if (shape.weight_dtype == KVS_F8E4M3) {
-      fill_e4m3<<<4096, 256>>>(reinterpret_cast<uint8_t*>(weight_), weights, seed + 1);
+      fill_e4m3<<<4096, 256>>>(reinterpret_cast<uint8_t*>(weight_), weight_bytes_ * copies, seed + 1);
     } else {
-      fill(reinterpret_cast<uint16_t*>(weight_), weights, shape.weight_dtype, seed + 1, 0.02f);
+      fill(reinterpret_cast<uint16_t*>(weight_), weight_bytes_ / 2 * copies, shape.weight_dtype, seed + 1, 0.02f);
     }
     bench::randomize(scales_.get(), shape.outputs, seed + 2, 0.01f);
     bench::randomize(bias_.get(), shape.outputs, seed + 3);
@@ -259,6 +267,10 @@ void check_all(uint64_t seed) {
     check_case({rows, 32003, 512, KVS_BF16, KVS_BF16, KVS_F32, true, true}, seed + rows + 3);
     check_case({rows, 24, 128, KVS_BF16, KVS_BF16, KVS_F32}, seed + rows + 4);
     check_case({rows, 4096, 14336, KVS_BF16, KVS_F8E4M3, KVS_F32}, seed + rows + 5);
+    for (const uint32_t inputs : {16u, 48u, 80u, 128u, 144u, 208u, 576u, 1072u, 2880u}) {  // whole blocks, and not
+      check_case({rows, 208, inputs, KVS_BF16, KVS_F8E4M3, KVS_F32}, seed + rows + inputs);
+      check_case({rows, 1040, inputs, KVS_F16, KVS_F8E4M3, KVS_F32, true, true}, seed + rows + inputs + 1);
+    }
     check_case({rows, 6144, 4096, KVS_F16, KVS_F8E4M3, KVS_F16, true, true}, seed + rows + 6);
     check_case({rows, 288, 768, KVS_BF16, KVS_BF16, KVS_F32, false, false}, seed + rows + 7);
   }

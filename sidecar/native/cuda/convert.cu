@@ -7,6 +7,7 @@
 #include "convert.h"
 #include "cuda-error.h"
 #include "dtype.h"
+#include "fp8-order.h"
 #include "launch.cuh"
 #include "warp-tensor.cuh"
 
@@ -29,7 +30,7 @@ __global__ void convert_kernel(Y* y, const X* x, uint64_t count) {
 /** A row of next to nothing becomes zeros: the inverse of its scale would be infinite. */
 __device__ float row_scale(float largest) { return largest > 1e-30f ? largest / f8_max : 1.0f; }
 
-/** One block a row; value(col) is evaluated twice. */
+/** One block a row, stored in the order of fp8-order.h; value(col) is evaluated twice. */
 template <class Value>
 __device__ void quantise_row(__nv_fp8_e4m3* y, float* scale_out, uint32_t cols, const Value& value) {
   float largest = 0.0f;
@@ -37,8 +38,41 @@ __device__ void quantise_row(__nv_fp8_e4m3* y, float* scale_out, uint32_t cols, 
   largest = block_reduce<Max>(largest);
   const float scale = row_scale(largest);
   if (threadIdx.x == 0) *scale_out = scale;
-  for (uint32_t col = threadIdx.x; col < cols; col += blockDim.x)
-    y[col] = from_float<__nv_fp8_e4m3>(value(col) / scale);
+  for (uint32_t col = threadIdx.x; col < fp8_row_bytes(cols); col += blockDim.x) {
+    y[fp8_place(col)] = from_float<__nv_fp8_e4m3>(col < cols ? value(col) / scale : 0.0f);
+  }
+}
+
+/** E4M3 values of neighbouring columns. */
+template <uint32_t width>
+struct alignas(width) Narrow {
+  __nv_fp8_e4m3 values[width];
+};
+
+/** To their places in the row y. All lanes of the warp, even those past the row's end, which store nothing. */
+template <uint32_t width>
+__device__ void store_permuted(__nv_fp8_e4m3* y, uint32_t col, uint32_t row_bytes, const Narrow<width>& narrow) {
+  if (col >= row_bytes) return;
+#pragma unroll
+  for (uint32_t k = 0; k < width; ++k) y[fp8_place(col + k)] = narrow.values[k];
+}
+/** Eight columns a lane: eight lanes have a block of 64, lane 2 step + half the values of a half of a step, and hand
+ * one another what lies together, so that each stores 8 bytes. */
+template <>
+__device__ void store_permuted<8>(__nv_fp8_e4m3* y, uint32_t col, uint32_t row_bytes, const Narrow<8>& narrow) {
+  const uint2 mine = *reinterpret_cast<const uint2*>(&narrow);  // values of q 0 and 1; of 2 and 3
+  const bool is_upper = threadIdx.x % 2 != 0;                   // half of the step; it takes q 2 and 3
+  const uint32_t kept = is_upper ? mine.y : mine.x;
+  const uint32_t other = __shfl_xor_sync(full_warp, is_upper ? mine.x : mine.y, 1);
+  const uint32_t lower_half = is_upper ? other : kept;
+  const uint32_t upper_half = is_upper ? kept : other;
+  const uint32_t even_q = __byte_perm(lower_half, upper_half, 0x5140);  // the step's four values of a q
+  const uint32_t odd_q = __byte_perm(lower_half, upper_half, 0x7362);
+  const bool is_odd_step = threadIdx.x / 2 % 2 != 0;  // it takes the odd q of this step and the one before
+  const uint32_t same_step = is_odd_step ? odd_q : even_q;
+  const uint32_t other_step = __shfl_xor_sync(full_warp, is_odd_step ? even_q : odd_q, 2);
+  const uint2 stored = is_odd_step ? uint2{other_step, same_step} : uint2{same_step, other_step};
+  if (col < row_bytes) *reinterpret_cast<uint2*>(y + fp8_eight_place(col)) = stored;
 }
 
 /** The row waits in registers for its largest value: `vectors` of 16 bytes a thread. */
@@ -46,13 +80,11 @@ template <class X, uint32_t vectors>
 __global__ void __launch_bounds__(row_threads_max)
     quantise_vectors_kernel(__nv_fp8_e4m3* y, float* scales, const X* x, uint32_t cols) {
   constexpr uint32_t width = Vector<X>::size;
-  struct alignas(width) Narrow {
-    __nv_fp8_e4m3 values[width];
-  };
   wait_for_previous_kernels();
   let_next_kernel_start();
   const uint64_t row = blockIdx.x;
-  Vector<X> held[vectors];
+  const uint32_t row_bytes = fp8_row_bytes(cols);
+  Vector<X> held[vectors] = {};
   float largest = 0.0f;
 #pragma unroll
   for (uint32_t v = 0; v < vectors; ++v) {
@@ -71,14 +103,13 @@ __global__ void __launch_bounds__(row_threads_max)
   const float inverse = 1.0f / scale;
 #pragma unroll
   for (uint32_t v = 0; v < vectors; ++v) {
-    const uint32_t at = (v * blockDim.x + threadIdx.x) * width;
-    if (at >= cols) break;
-    Narrow narrow;
+    if (v * blockDim.x * width >= row_bytes) break;  // the same for all threads
+    Narrow<width> narrow;
 #pragma unroll
     for (uint32_t k = 0; k < width; ++k) {
       narrow.values[k] = from_float<__nv_fp8_e4m3>(to_float(held[v].values[k]) * inverse);
     }
-    *reinterpret_cast<Narrow*>(y + row * cols + at) = narrow;
+    store_permuted<width>(y + row * row_bytes, (v * blockDim.x + threadIdx.x) * width, row_bytes, narrow);
   }
 }
 
@@ -87,7 +118,7 @@ template <class X>
 bool quantise_vectors(__nv_fp8_e4m3* y, float* scales, const X* x, uint32_t rows, uint32_t cols,
                       cudaStream_t stream) {
   constexpr uint32_t vectors_max = 8;
-  const uint32_t vectors = cols / Vector<X>::size;
+  const uint32_t vectors = fp8_row_bytes(cols) / Vector<X>::size;
   if (cols % Vector<X>::size != 0 || vectors > row_threads_max * vectors_max || !is_aligned(x, 16)) return false;
   const uint32_t each = (vectors + row_threads_max - 1) / row_threads_max;
   const uint32_t row_threads = ((vectors + each - 1) / each + 31) / 32 * 32;
@@ -103,7 +134,7 @@ template <class X>
 __global__ void quantise_rows_kernel(__nv_fp8_e4m3* y, float* scales, const X* x, uint32_t rows, uint32_t cols) {
   for (uint64_t row = blockIdx.x; row < rows; row += gridDim.x) {
     const X* from = x + row * cols;
-    quantise_row(y + row * cols, scales + row, cols, [&](uint32_t col) { return to_float(from[col]); });
+    quantise_row(y + row * fp8_row_bytes(cols), scales + row, cols, [&](uint32_t col) { return to_float(from[col]); });
   }
 }
 
@@ -119,7 +150,7 @@ __global__ void fill_random_f8_kernel(__nv_fp8_e4m3* y, float* scales, uint32_t 
                                       float scale) {
   for (uint64_t row = blockIdx.x; row < rows; row += gridDim.x) {
     const uint64_t begin = row * cols;
-    quantise_row(y + begin, scales + row, cols,
+    quantise_row(y + row * fp8_row_bytes(cols), scales + row, cols,
                  [&](uint32_t col) { return random_weight(seed, begin + col, scale); });
   }
 }

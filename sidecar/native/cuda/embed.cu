@@ -1,7 +1,10 @@
 // kvs_embed and kvs_gather_logit_rows: rows copied by index.
 
+#include <type_traits>
+
 #include "device.h"
 #include "dtype.h"
+#include "fp8-order.h"
 #include "launch.cuh"
 #include "warp-tensor.cuh"
 
@@ -24,10 +27,13 @@ __global__ void embed_kernel(Y* y, const W* weight, const float* scales, DeviceS
     const uint64_t slot = static_cast<uint64_t>(step.sequences[sequence].slot);
     token = static_cast<uint64_t>(tokens[slot * token_stride + step.row_position[row]]);
   }
-  const W* from = weight + token * cols;
+  constexpr bool is_fp8 = std::is_same_v<W, __nv_fp8_e4m3>;
+  const W* from = weight + token * (is_fp8 ? fp8_row_bytes(cols) : cols);
   Y* to = y + static_cast<uint64_t>(row) * cols;
   const float scale = scales == nullptr ? 1.0f : scales[token];
-  for (uint32_t col = threadIdx.x; col < cols; col += threads) to[col] = from_float<Y>(scale * to_float(from[col]));
+  for (uint32_t col = threadIdx.x; col < cols; col += threads) {
+    to[col] = from_float<Y>(scale * to_float(from[is_fp8 ? fp8_place(col) : col]));
+  }
 }
 
 template <class T>

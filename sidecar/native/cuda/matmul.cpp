@@ -7,6 +7,7 @@
 
 #include "convert.h"
 #include "device.h"
+#include "fp8-order.h"
 #include "scale-product.h"
 
 namespace kvs {
@@ -14,6 +15,7 @@ namespace kvs {
 namespace {
 
 constexpr int fp8_capability_min = 89;
+constexpr uint32_t fp8_multiple = 16;  // of rows and cols
 
 cudaDataType_t cuda_type(kvs_dtype dtype) {
   switch (dtype) {
@@ -63,22 +65,26 @@ void Matmuls::prepare_fp8(kvs_weight& weight) {
     fail(KVS_UNSUPPORTED, "FP8 needs a GPU of compute capability 8.9 or newer: %s has %d.%d", gpu_.name.c_str(),
          gpu_.compute_capability / 10, gpu_.compute_capability % 10);
   }
+  if (weight.rows % fp8_multiple != 0 || weight.cols % fp8_multiple != 0) {
+    fail(KVS_UNSUPPORTED, "FP8 needs rows and cols that are multiples of %u, not (%u, %u)", fp8_multiple, weight.rows,
+         weight.cols);
+  }
   const uint64_t max_rows = config_.max_rows;
   const cudaDataType_t y_type = cuda_type(config_.compute_dtype);
-  const ProductShape scaled{CUDA_R_8F_E4M3, y_type, 256, weight.rows, weight.cols, false, false, true};
-  const ProductShape unscaled{CUDA_R_8F_E4M3, CUDA_R_16BF, 256, weight.rows, weight.cols, false, false, false};
+  const uint32_t row_bytes = fp8_row_bytes(weight.cols);
+  const ProductShape scaled{CUDA_R_8F_E4M3, y_type, 256, weight.rows, row_bytes, false, false, true};
+  const ProductShape unscaled{CUDA_R_8F_E4M3, CUDA_R_16BF, 256, weight.rows, row_bytes, false, false, false};
   // Inside the product they cost nothing.
   weight.is_scaled_after = wants_scales_after() || !library_.supports(scaled);
   if (weight.is_scaled_after) {
     if (!library_.supports(unscaled)) {
       fail(KVS_UNSUPPORTED,
-           "cuBLASLt has no FP8 product for a (%u, %u) matrix on %s: both must be multiples of 16, and cuBLASLt new "
-           "enough for this GPU",
-           weight.rows, weight.cols, gpu_.name.c_str());
+           "cuBLASLt has no FP8 product for a (%u, %u) matrix on %s: it must be new enough for this GPU", weight.rows,
+           weight.cols, gpu_.name.c_str());
     }
     grow(sums_, max_rows * weight.rows * dtype_bytes(KVS_BF16), outgrown_, "FP8 products before their scales");
   }
-  grow(x_, max_rows * weight.cols, outgrown_, "FP8 activations");
+  grow(x_, max_rows * row_bytes, outgrown_, "FP8 activations");
   grow(x_scales_, max_rows * sizeof(float), outgrown_, "FP8 activation scales");
 }
 
@@ -87,7 +93,8 @@ ProductShape Matmuls::shape_of(const MatmulArgs& args) const {
   shape.input_type = cuda_type(args.weight->dtype);
   shape.rows = args.row_count;
   shape.outputs = args.weight->rows;
-  shape.inputs = args.weight->cols;
+  // Rows of F8E4M3 are filled up with zeros, x and weight alike.
+  shape.inputs = args.weight->dtype == KVS_F8E4M3 ? fp8_row_bytes(args.weight->cols) : args.weight->cols;
   if (args.weight->is_scaled_after) {
     shape.output_type = cuda_type(sums_dtype_of(args));
     return shape;

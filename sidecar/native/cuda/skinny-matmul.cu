@@ -12,12 +12,11 @@
 namespace kvs {
 namespace {
 
-/** sum += the unit's weights by x; x_at: the lane's values of the unit's first load, in its row of x. */
+/** sum += the unit's weights by x. */
 template <typename Shape>
 __device__ __forceinline__ void multiply_unit(const uint4 (&low)[Shape::loads], const uint4 (&high)[Shape::loads],
-                                              const char* x_at, int x_pitch, int rows, float (&sum)[Shape::rows_8][4]) {
+                                              const LaneX<Shape>& lane_x, int x_at, float (&sum)[Shape::rows_8][4]) {
   constexpr int pairs = Shape::Chunk::values / 2;
-  const int group = threadIdx.x % 32 / 4;
 #pragma unroll
   for (int j = 0; j < Shape::loads; ++j) {
     uint32_t weight_low[pairs];
@@ -28,10 +27,7 @@ __device__ __forceinline__ void multiply_unit(const uint4 (&low)[Shape::loads], 
     for (int n = 0; n < Shape::rows_8; ++n) {
 #pragma unroll
       for (int i = 0; i < pairs / 4; ++i) {
-        uint4 x = {0, 0, 0, 0};
-        if (n * 8 + group < rows) {
-          x = *reinterpret_cast<const uint4*>(x_at + n * 8 * x_pitch + j * Shape::Chunk::values * 8 + i * 16);
-        }
+        const uint4 x = lane_x.load(n, x_at, j, i);
         const uint32_t a[4] = {weight_low[4 * i], weight_high[4 * i], weight_low[4 * i + 1], weight_high[4 * i + 1]};
         mma_16x8x16<typename Shape::T>(sum[n], a, x.x, x.y);
         const uint32_t b[4] = {weight_low[4 * i + 2], weight_high[4 * i + 2], weight_low[4 * i + 3],
@@ -98,10 +94,7 @@ __device__ __forceinline__ void for_each_sum(const float (&sum)[Shape::rows_8][4
 template <typename Shape>
 __device__ __forceinline__ void multiply_tiles(const SkinnyParams& p, const BlockWork& work, const WarpPlace& place,
                                                const SharedX<Shape>& shared_x, WeightRing<Shape>& ring, float* slot) {
-  const int lane = threadIdx.x % 32;
-  const int x_pitch = shared_x.pitch;
-  const char* x_lane = shared_x.x + lane / 4 * x_pitch +
-                       (place.part * Shape::unit_values + lane % 4 * Shape::Chunk::values) * 2;
+  const LaneX<Shape> lane_x(shared_x, p.rows);
   for (int pass = 0; pass < p.passes; ++pass) {
     const int tile = place.tile_of(p, pass);
     if (tile >= work.tiles) return;
@@ -109,14 +102,14 @@ __device__ __forceinline__ void multiply_tiles(const SkinnyParams& p, const Bloc
     for (int i = 0; i < work.chunks; ++i) {
       const int chunk = work.chunk(i);
       const int units = work.chunk_units(p, chunk);
-      const char* x = x_lane + shared_x.chunk_offset(p, chunk);
+      int x_at = shared_x.chunk_offset(p, chunk) + place.part * Shape::unit_values * 2;
       shared_x.wait_chunk(chunk);
       for (int unit = place.part; unit < units; unit += p.sharing) {
         uint4 low[Shape::loads];
         uint4 high[Shape::loads];
         ring.take(p, work, place, low, high);
-        multiply_unit<Shape>(low, high, x, x_pitch, p.rows, sum);
-        x += p.sharing * Shape::unit_values * 2;
+        multiply_unit<Shape>(low, high, lane_x, x_at, sum);
+        x_at += p.sharing * Shape::unit_values * 2;
       }
     }
     for_each_sum<Shape>(sum, [&](int n, int row, float low, float high) {

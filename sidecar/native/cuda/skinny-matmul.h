@@ -14,7 +14,8 @@ namespace kvs {
 struct SkinnyProduct {
   void* y;                 // (rows, outputs) of y_dtype
   const void* x;           // (rows, inputs) of x_dtype, 16-byte aligned
-  const void* weight;      // (outputs, inputs) row-major of weight_dtype, 256-byte aligned, rows without padding
+  const void* weight;      // (outputs, inputs) row-major of weight_dtype, 256-byte aligned, rows without padding;
+                           // F8E4M3 in the order of fp8-order.h
   const float* scales;     // (outputs) F32, F8E4M3 weights only: value = scale[output] * stored
   const float* bias;       // (outputs) F32 or null
   kvs_dtype y_dtype;       // x_dtype or F32

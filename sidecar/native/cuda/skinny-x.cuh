@@ -34,6 +34,42 @@ struct SharedX {
   }
 };
 
+/** A lane's part of x as the narrow operand. Of 16-bit weights it holds the values that it holds of them, in the order
+ * of memory; E4M3 weights are permuted in memory, and x comes to the lanes as the tensor cores have it. */
+template <typename Shape>
+class LaneX {
+ public:
+  __device__ LaneX(const SharedX<Shape>& shared_x, int rows) {
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int n = 0; n < Shape::rows_8; ++n) {
+      const int row = n * 8 + (Shape::is_fp8 ? lane % 8 : lane / 4);
+      const int values = Shape::is_fp8 ? lane / 8 * 8 : lane % 4 * Shape::Chunk::values;
+      is_there_[n] = row < rows;
+      // Any row will do for those that are not there: nobody wants their sums.
+      from_[n] = shared_x.x + (is_there_[n] ? row : rows - 1) * shared_x.pitch + values * 2;
+    }
+  }
+
+  /** Operands of two steps of 16 values, the i-th two of the j-th load of the unit at this offset. */
+  __device__ __forceinline__ uint4 load(int n, int unit_offset, int j, int i) const {
+    const char* from = from_[n] + unit_offset + j * Shape::Chunk::values * 8;
+    uint4 x = {0, 0, 0, 0};
+    if constexpr (Shape::is_fp8) {
+      uint32_t fragment[4];
+      load_matrices(fragment, shared_address(from + i * 64));
+      x = {fragment[0], fragment[1], fragment[2], fragment[3]};
+    } else if (is_there_[n]) {
+      x = *reinterpret_cast<const uint4*>(from + i * 16);
+    }
+    return x;
+  }
+
+ private:
+  const char* from_[Shape::rows_8];
+  bool is_there_[Shape::rows_8];
+};
+
 /** Sends for x. All threads. */
 template <typename Shape>
 __device__ void fetch_x(const SkinnyParams& p, const BlockWork& work, const SharedX<Shape>& shared_x) {

@@ -19,19 +19,44 @@ using StreamKSums = float[Shape::parts * 4];
  * lie. */
 using StreamKOperands = uint32_t[4][4];
 
+/** Which of the eight lower rows, and which upper one, in shared memory a lane's operands and sums are of. The eight
+ * lanes that load 16 bytes at once have two rows: E4M3 ones four apart, where swizzled rows share no bank. */
 template <typename Shape>
-__device__ __forceinline__ void load_operands(const StreamKPipeline<Shape>& pipeline, int stage, int half,
-                                              StreamKOperands& operands) {
-  const int row = threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4;  // the upper one is 8 rows on
-  const uint32_t from = pipeline.weight(stage, 0) + row * 128 + threadIdx.x % 4 * 2;
+__device__ __forceinline__ int row_of_lane() {
+  const int group = threadIdx.x % 32 / 4;
+  return Shape::is_fp8 ? group % 2 * 4 + group / 2 : group;
+}
+
+/** E4M3 weights of a piece as they lie in shared memory: of each half the lower row's and the upper one's. */
+struct StreamKBytes {
+  uint4 low[2];
+  uint4 high[2];
+};
+
+template <typename Shape>
+__device__ __forceinline__ void load_bytes(const StreamKPipeline<Shape>& pipeline, int stage, StreamKBytes& bytes) {
+  const int row = row_of_lane<Shape>();
+  const uint32_t from = pipeline.weight(stage, 0) + (threadIdx.x / 32 * 16 + row) * 128;  // the upper one is 8 rows on
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const uint32_t chunk = from + ((half * 4 + threadIdx.x % 4) ^ row) * 16;
+    bytes.low[half] = load_shared_128(chunk);
+    bytes.high[half] = load_shared_128(chunk + 8 * 128);
+  }
+}
+
+template <typename Shape>
+__device__ __forceinline__ void make_operands(const StreamKBytes& bytes, int half, StreamKOperands& operands) {
+  uint32_t low[8];
+  uint32_t high[8];
+  WeightChunk<typename Shape::T, true>::unpack(bytes.low[half], low);
+  WeightChunk<typename Shape::T, true>::unpack(bytes.high[half], high);
 #pragma unroll
   for (int k = 0; k < 4; ++k) {
-    const uint32_t chunk = from + ((half * 4 + k) ^ (row % 8)) * 16;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const uint32_t two = load_shared_16(chunk + i % 2 * 8 * 128 + i / 2 * 8);
-      operands[k][i] = e4m3_pair<typename Shape::T>(__byte_perm(two, 0, 0x1404));
-    }
+    operands[k][0] = low[2 * k];
+    operands[k][1] = high[2 * k];
+    operands[k][2] = low[2 * k + 1];
+    operands[k][3] = high[2 * k + 1];
   }
 }
 
@@ -40,13 +65,14 @@ template <bool is_adding, typename Shape>
 __device__ __forceinline__ void multiply_half(const StreamKPipeline<Shape>& pipeline, int stage, int half,
                                               const StreamKOperands& operands, StreamKSums<Shape>& sums) {
   using T = typename Shape::T;
+  const uint64_t x = tile_descriptor(pipeline.x(stage, half), 16);
+  const uint64_t weight = tile_descriptor(pipeline.weight(stage, Shape::is_fp8 ? 0 : half), 16);
 #pragma unroll
   for (int k = 0; k < 4; ++k) {
-    const uint64_t x = tile_descriptor(pipeline.x(stage, half) + k * 32, 16);
     if constexpr (Shape::is_fp8) {
-      multiply_mixed<T>(sums, operands[k], x, is_adding || k > 0);
+      multiply_mixed<T>(sums, operands[k], descriptor_at(x, k * 32), is_adding || k > 0);
     } else {
-      multiply_shared<T>(sums, tile_descriptor(pipeline.weight(stage, half) + k * 32, 16), x, is_adding || k > 0);
+      multiply_shared<T>(sums, descriptor_at(weight, k * 32), descriptor_at(x, k * 32), is_adding || k > 0);
     }
   }
 }
@@ -65,9 +91,9 @@ struct StreamKOutputs {
   int low;
   int high;
 
-  __device__ StreamKOutputs(const StreamKParams& p, int tile_sixteen) {
+  /** within: see row_of_lane. */
+  __device__ StreamKOutputs(const StreamKParams& p, int tile_sixteen, int within) {
     const int sixteen = tile_sixteen + threadIdx.x / 32;
-    const int within = threadIdx.x % 32 / 4;
     low = p.gated != nullptr ? sixteen * 8 + within : sixteen * 16 + within * 2;
     high = p.gated != nullptr ? p.outputs / 2 + low : low + 1;
   }
@@ -226,7 +252,10 @@ class StreamKProducts {
     for (int i = 1; i < count; ++i) start<false>(sums);
     products_wait<0>();
     keep_in_place(sums);
-    if constexpr (Shape::is_fp8) keep_in_place(odd_);
+    if constexpr (Shape::is_fp8) {
+      keep_in_place(even_);
+      keep_in_place(odd_);
+    }
     release_stage(pipeline_, running_);
   }
 
@@ -236,23 +265,42 @@ class StreamKProducts {
   __device__ __forceinline__ void start(StreamKSums<Shape>& sums) {
     const int stage = now_.stage;
     mbarrier_wait(pipeline_.full(stage), now_.parity);
-    if constexpr (Shape::is_fp8) load_operands<Shape>(pipeline_, stage, 0, even_);
-    products_begin();
-    multiply_half<!is_first, Shape>(pipeline_, stage, 0, even_, sums);
     if constexpr (Shape::is_fp8) {
-      products_commit();
-      if constexpr (!is_first) products_wait<1>();
-      keep_in_place(odd_);
-      load_operands<Shape>(pipeline_, stage, 1, odd_);
+      start_converted<is_first>(stage, sums);
+    } else {
       products_begin();
+      multiply_half<!is_first, Shape>(pipeline_, stage, 0, even_, sums);
+      multiply_half<true, Shape>(pipeline_, stage, 1, odd_, sums);
+      products_commit();
+      if constexpr (!is_first) {
+        products_wait<1>();
+        release_stage(pipeline_, running_);
+      }
     }
-    multiply_half<true, Shape>(pipeline_, stage, 1, odd_, sums);
-    products_commit();
-    if constexpr (!is_first || Shape::is_fp8) products_wait<1>();
-    if constexpr (Shape::is_fp8) keep_in_place(even_);
-    if constexpr (!is_first) release_stage(pipeline_, running_);
     running_ = stage;
     now_.advance(p_);
+  }
+
+  /** Each half is converted while the one before it is multiplied, into the registers of the one before that. */
+  template <bool is_first>
+  __device__ __forceinline__ void start_converted(int stage, StreamKSums<Shape>& sums) {
+    StreamKBytes bytes;
+    load_bytes<Shape>(pipeline_, stage, bytes);
+    if constexpr (!is_first) products_wait<1>();
+    keep_in_place(even_);
+    make_operands<Shape>(bytes, 0, even_);
+    products_begin();
+    multiply_half<!is_first, Shape>(pipeline_, stage, 0, even_, sums);
+    products_commit();
+    if constexpr (!is_first) {
+      products_wait<1>();
+      release_stage(pipeline_, running_);
+    }
+    keep_in_place(odd_);
+    make_operands<Shape>(bytes, 1, odd_);
+    products_begin();
+    multiply_half<true, Shape>(pipeline_, stage, 1, odd_, sums);
+    products_commit();
   }
 
   const StreamKParams& p_;
@@ -271,7 +319,7 @@ __device__ __forceinline__ void consume(const StreamKParams& p, const StreamKSha
   StreamKSums<Shape> sums;
   for (int at = begin; at < end;) {
     const StreamKSegment segment(p, shares, products.tile(), Shape::parts);
-    const StreamKOutputs outputs(p, segment.tile * (Shape::tile_outputs / 16));
+    const StreamKOutputs outputs(p, segment.tile * (Shape::tile_outputs / 16), row_of_lane<Shape>());
     StreamKBefore<Shape> before;
     before.load(p, segment, outputs, sums);
     const int count = min(end, segment.end) - at;

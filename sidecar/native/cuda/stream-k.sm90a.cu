@@ -2,12 +2,30 @@
 
 #include "stream-k.h"
 
+#include <algorithm>
+
+#include "fp8-order.h"
 #include "launch.cuh"
 #include "stream-k-consumer.cuh"
 #include "tensor-map.h"
 
+// Warpgroups of a thread block that convert FP8 weights, for up to 32 rows and for more: a build may try others. One
+// alone converts no faster than memory brings; more read x less often, but share larger sums.
+#ifndef KVS_STREAM_K_FP8_GROUPS
+#define KVS_STREAM_K_FP8_GROUPS 2
+#endif
+#ifndef KVS_STREAM_K_FP8_GROUPS_WIDE
+#define KVS_STREAM_K_FP8_GROUPS_WIDE 2
+#endif
+
 namespace kvs {
 namespace {
+
+template <int N, bool is_fp8>
+constexpr int groups_of = !is_fp8 ? 1 : N <= 32 ? KVS_STREAM_K_FP8_GROUPS : KVS_STREAM_K_FP8_GROUPS_WIDE;
+
+template <typename T, int N, bool is_fp8>
+using ShapeOf = StreamKShape<T, N, is_fp8, groups_of<N, is_fp8>>;
 
 template <typename Shape>
 __global__ void __launch_bounds__(Shape::threads, 1)
@@ -15,7 +33,8 @@ __global__ void __launch_bounds__(Shape::threads, 1)
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   extern __shared__ char unaligned[];
   __shared__ __align__(8) uint64_t barriers[2 * Shape::stages];
-  const StreamKPipeline<Shape> pipeline{(shared_address(unaligned) + 1023) / 1024 * 1024, shared_address(barriers)};
+  const StreamKPipeline<Shape> pipeline{kept((shared_address(unaligned) + 1023) / 1024 * 1024),
+                                        kept(shared_address(barriers))};
   if (threadIdx.x == 0) {
     prefetch_map(maps.weight);
     prefetch_map(maps.x);
@@ -41,9 +60,10 @@ __global__ void __launch_bounds__(Shape::threads, 1)
 /** Boxes of (tile_outputs, 128 bytes) of the matrix, in the order that fetch_weight describes. */
 template <typename Shape>
 bool encode_weight(CUtensorMap* map, const SkinnyProduct& product) {
-  const uint32_t value_bytes = product.weight_dtype == KVS_F8E4M3 ? 1 : 2;
-  const cuuint64_t row_bytes = static_cast<cuuint64_t>(product.inputs) * value_bytes;
-  const cuuint64_t sizes[4] = {product.inputs, 8, 2, product.outputs / 16};
+  const uint32_t value_bytes = Shape::is_fp8 ? 1 : 2;
+  const cuuint64_t row_values = Shape::is_fp8 ? fp8_row_bytes(product.inputs) : product.inputs;
+  const cuuint64_t row_bytes = row_values * value_bytes;
+  const cuuint64_t sizes[4] = {row_values, 8, 2, product.outputs / 16};
   const cuuint64_t neighbours[3] = {2 * row_bytes, row_bytes, 16 * row_bytes};
   const cuuint64_t counterparts[3] = {row_bytes, product.outputs / 2 * row_bytes, 8 * row_bytes};
   const cuuint32_t box[4] = {128 / value_bytes, 8, 2, Shape::tile_outputs / 16};
@@ -81,16 +101,19 @@ cudaError_t launch_shape(const SkinnyProduct& product, const SkinnyDevice& devic
 
 template <typename T, bool is_fp8>
 cudaError_t launch_rows(const SkinnyProduct& product, const SkinnyDevice& device, cudaStream_t stream) {
-  if (product.rows <= 16) return launch_shape<StreamKShape<T, 16, is_fp8>>(product, device, stream);
-  if (product.rows <= 32) return launch_shape<StreamKShape<T, 32, is_fp8>>(product, device, stream);
-  if (product.rows <= 48) return launch_shape<StreamKShape<T, 48, is_fp8>>(product, device, stream);
-  return launch_shape<StreamKShape<T, 64, is_fp8>>(product, device, stream);
+#ifndef KVS_STREAM_K_NO_EIGHT
+  if (product.rows <= 8) return launch_shape<ShapeOf<T, 8, is_fp8>>(product, device, stream);
+#endif
+  if (product.rows <= 16) return launch_shape<ShapeOf<T, 16, is_fp8>>(product, device, stream);
+  if (product.rows <= 32) return launch_shape<ShapeOf<T, 32, is_fp8>>(product, device, stream);
+  if (product.rows <= 48) return launch_shape<ShapeOf<T, 48, is_fp8>>(product, device, stream);
+  return launch_shape<ShapeOf<T, 64, is_fp8>>(product, device, stream);
 }
 
 bool has_kernel(int compute_capability) {
   static const bool has_image = [] {
     cudaFuncAttributes attributes;
-    const void* kernel = reinterpret_cast<const void*>(stream_k_kernel<StreamKShape<__nv_bfloat16, 64, false>>);
+    const void* kernel = reinterpret_cast<const void*>(stream_k_kernel<ShapeOf<__nv_bfloat16, 64, false>>);
     if (cudaFuncGetAttributes(&attributes, kernel) == cudaSuccess) return has_tensor_maps();
     cudaGetLastError();
     return false;
@@ -102,8 +125,9 @@ bool has_kernel(int compute_capability) {
 
 uint64_t stream_k_workspace_bytes(int sm_count, int compute_capability) {
   if (!has_kernel(compute_capability)) return 0;
-  using Largest = StreamKShape<__nv_bfloat16, stream_k_rows_max, true>;
-  constexpr uint64_t tile_floats = Largest::tile_outputs * Largest::N;
+  using Narrow = ShapeOf<__nv_bfloat16, 32, true>;
+  using Wide = ShapeOf<__nv_bfloat16, stream_k_rows_max, true>;
+  constexpr uint64_t tile_floats = std::max(Narrow::tile_outputs * Narrow::N, Wide::tile_outputs * Wide::N);
   return static_cast<uint64_t>(sm_count) * 2 * tile_floats * sizeof(float);
 }
 

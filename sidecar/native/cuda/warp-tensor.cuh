@@ -16,6 +16,12 @@ __device__ __forceinline__ uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
+/** For addresses, which the compiler would find out anew wherever they are used. */
+__device__ __forceinline__ uint32_t kept(uint32_t value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
+
 // ---- two values in one register -------------------------------------------------------------------
 
 template <typename T>
@@ -72,9 +78,12 @@ __device__ __forceinline__ void mma_16x8x16<__half>(float (&c)[4], const uint32_
 
 // ---- shared memory to fragments --------------------------------------------------------------------
 
-__device__ __forceinline__ uint32_t load_shared_16(uint32_t address) {
-  uint16_t value;
-  asm volatile("ld.shared.u16 %0, [%1];" : "=h"(value) : "r"(address) : "memory");
+__device__ __forceinline__ uint4 load_shared_128(uint32_t address) {
+  uint4 value;
+  asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+               : "r"(address)
+               : "memory");
   return value;
 }
 

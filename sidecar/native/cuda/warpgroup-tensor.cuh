@@ -63,6 +63,12 @@ __device__ __forceinline__ uint64_t tile_descriptor(uint32_t address, uint32_t p
   return swizzle_128 | rows_of_8 << 32 | static_cast<uint64_t>(panel_bytes / 16) << 16 | (address & 0x3ffff) / 16;
 }
 
+/** The same, so many bytes on: the address has the lower half to itself, and no carry. */
+__device__ __forceinline__ uint64_t descriptor_at(uint64_t descriptor, int bytes) {
+  const uint32_t low = static_cast<uint32_t>(descriptor) + bytes / 16;
+  return (descriptor & 0xffffffff00000000ull) | low;
+}
+
 __device__ __forceinline__ void products_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ __forceinline__ void products_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 template <int pending>
@@ -87,13 +93,15 @@ __device__ __forceinline__ void keep_in_place(uint32_t (&values)[count][4]) {
 // clang-format off
 #define KVS_FLOATS_4_AT(c, i) "+f"(c[i]), "+f"(c[i + 1]), "+f"(c[i + 2]), "+f"(c[i + 3])
 #define KVS_FLOATS_8_AT(c, i) KVS_FLOATS_4_AT(c, i), KVS_FLOATS_4_AT(c, i + 4)
+#define KVS_FLOATS_4(c) KVS_FLOATS_4_AT(c, 0)
 #define KVS_FLOATS_8(c) KVS_FLOATS_8_AT(c, 0)
 #define KVS_FLOATS_16(c) KVS_FLOATS_8(c), KVS_FLOATS_8_AT(c, 8)
 #define KVS_FLOATS_24(c) KVS_FLOATS_16(c), KVS_FLOATS_8_AT(c, 16)
 #define KVS_FLOATS_32(c) KVS_FLOATS_24(c), KVS_FLOATS_8_AT(c, 24)
 #define KVS_FLOATS_64(c) \
   KVS_FLOATS_32(c), KVS_FLOATS_8_AT(c, 32), KVS_FLOATS_8_AT(c, 40), KVS_FLOATS_8_AT(c, 48), KVS_FLOATS_8_AT(c, 56)
-#define KVS_REGISTERS_8 "%0,%1,%2,%3,%4,%5,%6,%7"
+#define KVS_REGISTERS_4 "%0,%1,%2,%3"
+#define KVS_REGISTERS_8 KVS_REGISTERS_4 ",%4,%5,%6,%7"
 #define KVS_REGISTERS_16 KVS_REGISTERS_8 ",%8,%9,%10,%11,%12,%13,%14,%15"
 #define KVS_REGISTERS_24 KVS_REGISTERS_16 ",%16,%17,%18,%19,%20,%21,%22,%23"
 #define KVS_REGISTERS_32 KVS_REGISTERS_24 ",%24,%25,%26,%27,%28,%29,%30,%31"
@@ -105,6 +113,8 @@ __device__ __forceinline__ void keep_in_place(uint32_t (&values)[count][4]) {
 
 /** c (64 x N) = or += a (64 x 16) b^T (N x 16), both in shared memory, rows of K contiguous. */
 template <typename T>
+__device__ __forceinline__ void multiply_shared(float (&c)[4], uint64_t a, uint64_t b, bool is_adding);
+template <typename T>
 __device__ __forceinline__ void multiply_shared(float (&c)[8], uint64_t a, uint64_t b, bool is_adding);
 template <typename T>
 __device__ __forceinline__ void multiply_shared(float (&c)[16], uint64_t a, uint64_t b, bool is_adding);
@@ -115,6 +125,8 @@ __device__ __forceinline__ void multiply_shared(float (&c)[32], uint64_t a, uint
 template <typename T>
 __device__ __forceinline__ void multiply_shared(float (&c)[64], uint64_t a, uint64_t b, bool is_adding);
 /** The same with a in registers. */
+template <typename T>
+__device__ __forceinline__ void multiply_mixed(float (&c)[4], const uint32_t (&a)[4], uint64_t b, bool is_adding);
 template <typename T>
 __device__ __forceinline__ void multiply_mixed(float (&c)[8], const uint32_t (&a)[4], uint64_t b, bool is_adding);
 template <typename T>
@@ -159,11 +171,13 @@ __device__ __forceinline__ void multiply_registers(float (&c)[64], const uint32_
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                                       \
   }
 #define KVS_DEFINE_PRODUCTS(T, NAME)                                             \
+  KVS_DEFINE_SHARED(T, NAME, "8", 4, "4", "5", "6")                              \
   KVS_DEFINE_SHARED(T, NAME, "16", 8, "8", "9", "10")                            \
   KVS_DEFINE_SHARED(T, NAME, "32", 16, "16", "17", "18")                         \
   KVS_DEFINE_SHARED(T, NAME, "48", 24, "24", "25", "26")                         \
   KVS_DEFINE_SHARED(T, NAME, "64", 32, "32", "33", "34")                         \
   KVS_DEFINE_SHARED(T, NAME, "128", 64, "64", "65", "66")                        \
+  KVS_DEFINE_MIXED(T, NAME, "8", 4, "4", "5", "6", "7", "8", "9")                \
   KVS_DEFINE_MIXED(T, NAME, "16", 8, "8", "9", "10", "11", "12", "13")           \
   KVS_DEFINE_MIXED(T, NAME, "32", 16, "16", "17", "18", "19", "20", "21")        \
   KVS_DEFINE_MIXED(T, NAME, "48", 24, "24", "25", "26", "27", "28", "29")        \
@@ -183,11 +197,13 @@ KVS_DEFINE_PRODUCTS(__half, "f16")
 #undef KVS_REGISTERS_24
 #undef KVS_REGISTERS_16
 #undef KVS_REGISTERS_8
+#undef KVS_REGISTERS_4
 #undef KVS_FLOATS_64
 #undef KVS_FLOATS_32
 #undef KVS_FLOATS_24
 #undef KVS_FLOATS_16
 #undef KVS_FLOATS_8
+#undef KVS_FLOATS_4
 #undef KVS_FLOATS_8_AT
 #undef KVS_FLOATS_4_AT
 

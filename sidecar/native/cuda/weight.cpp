@@ -18,8 +18,7 @@ namespace {
 /** Rows [begin, begin + count) of the matrix, from device memory in another type. */
 void store_rows(kvs_device& device, kvs_weight& weight, uint32_t begin, uint32_t count, const void* source,
                 kvs_dtype source_dtype) {
-  const uint64_t offset = static_cast<uint64_t>(begin) * weight.cols * dtype_bytes(weight.dtype);
-  char* to = weight.memory.as() + offset;
+  char* to = weight.memory.as() + begin * weight.row_bytes();
   const cudaStream_t stream = device.compute_stream();
   if (weight.dtype == KVS_F8E4M3) {
     quantise_rows(to, weight.scales.as<float>() + begin, source, source_dtype, count, weight.cols, stream);
@@ -73,8 +72,8 @@ kvs_status kvs_weight_upload(kvs_device* device, kvs_weight* weight, uint32_t ro
       kvs::upload_converted(d, w, row_begin, row_count, from, source_dtype);
       return;
     }
-    const uint64_t row_bytes = static_cast<uint64_t>(w.cols) * kvs::dtype_bytes(w.dtype);
-    d.staging.copy_to_device(w.memory.as() + row_begin * row_bytes, from, row_count * row_bytes, d.compute_stream());
+    d.staging.copy_to_device(w.memory.as() + row_begin * w.row_bytes(), from, row_count * w.row_bytes(),
+                             d.compute_stream());
   });
 }
 
