@@ -11,13 +11,13 @@ namespace kvs {
 
 constexpr int stream_k_stages_max = 16;
 
-/** T: of x. N: rows of x, padded. groups: warpgroups, of 64 outputs each. */
-template <typename T_, int N_, bool is_fp8_, int groups_>
+/** T: of x. N: rows of x, padded. */
+template <typename T_, int N_, bool is_fp8_>
 struct StreamKShape {
   using T = T_;
   static constexpr int N = N_;
   static constexpr bool is_fp8 = is_fp8_;
-  static constexpr int groups = groups_;
+  static constexpr int groups = is_fp8 ? 2 : 1;  // warpgroups, of 64 outputs each: one alone converts too slowly
   static constexpr int tile_outputs = groups * 64;
   static constexpr int consumers = groups * 128;  // threads that multiply
   static constexpr int threads = consumers + 32;  // one of one more warp copies

@@ -2,30 +2,13 @@
 
 #include "stream-k.h"
 
-#include <algorithm>
-
 #include "fp8-order.h"
 #include "launch.cuh"
 #include "stream-k-consumer.cuh"
 #include "tensor-map.h"
 
-// Warpgroups of a thread block that convert FP8 weights, for up to 32 rows and for more: a build may try others. One
-// alone converts no faster than memory brings; more read x less often, but share larger sums.
-#ifndef KVS_STREAM_K_FP8_GROUPS
-#define KVS_STREAM_K_FP8_GROUPS 2
-#endif
-#ifndef KVS_STREAM_K_FP8_GROUPS_WIDE
-#define KVS_STREAM_K_FP8_GROUPS_WIDE 2
-#endif
-
 namespace kvs {
 namespace {
-
-template <int N, bool is_fp8>
-constexpr int groups_of = !is_fp8 ? 1 : N <= 32 ? KVS_STREAM_K_FP8_GROUPS : KVS_STREAM_K_FP8_GROUPS_WIDE;
-
-template <typename T, int N, bool is_fp8>
-using ShapeOf = StreamKShape<T, N, is_fp8, groups_of<N, is_fp8>>;
 
 template <typename Shape>
 __global__ void __launch_bounds__(Shape::threads, 1)
@@ -101,19 +84,17 @@ cudaError_t launch_shape(const SkinnyProduct& product, const SkinnyDevice& devic
 
 template <typename T, bool is_fp8>
 cudaError_t launch_rows(const SkinnyProduct& product, const SkinnyDevice& device, cudaStream_t stream) {
-#ifndef KVS_STREAM_K_NO_EIGHT
-  if (product.rows <= 8) return launch_shape<ShapeOf<T, 8, is_fp8>>(product, device, stream);
-#endif
-  if (product.rows <= 16) return launch_shape<ShapeOf<T, 16, is_fp8>>(product, device, stream);
-  if (product.rows <= 32) return launch_shape<ShapeOf<T, 32, is_fp8>>(product, device, stream);
-  if (product.rows <= 48) return launch_shape<ShapeOf<T, 48, is_fp8>>(product, device, stream);
-  return launch_shape<ShapeOf<T, 64, is_fp8>>(product, device, stream);
+  if (product.rows <= 8) return launch_shape<StreamKShape<T, 8, is_fp8>>(product, device, stream);
+  if (product.rows <= 16) return launch_shape<StreamKShape<T, 16, is_fp8>>(product, device, stream);
+  if (product.rows <= 32) return launch_shape<StreamKShape<T, 32, is_fp8>>(product, device, stream);
+  if (product.rows <= 48) return launch_shape<StreamKShape<T, 48, is_fp8>>(product, device, stream);
+  return launch_shape<StreamKShape<T, 64, is_fp8>>(product, device, stream);
 }
 
 bool has_kernel(int compute_capability) {
   static const bool has_image = [] {
     cudaFuncAttributes attributes;
-    const void* kernel = reinterpret_cast<const void*>(stream_k_kernel<ShapeOf<__nv_bfloat16, 64, false>>);
+    const void* kernel = reinterpret_cast<const void*>(stream_k_kernel<StreamKShape<__nv_bfloat16, 64, false>>);
     if (cudaFuncGetAttributes(&attributes, kernel) == cudaSuccess) return has_tensor_maps();
     cudaGetLastError();
     return false;
@@ -125,9 +106,8 @@ bool has_kernel(int compute_capability) {
 
 uint64_t stream_k_workspace_bytes(int sm_count, int compute_capability) {
   if (!has_kernel(compute_capability)) return 0;
-  using Narrow = ShapeOf<__nv_bfloat16, 32, true>;
-  using Wide = ShapeOf<__nv_bfloat16, stream_k_rows_max, true>;
-  constexpr uint64_t tile_floats = std::max(Narrow::tile_outputs * Narrow::N, Wide::tile_outputs * Wide::N);
+  using Largest = StreamKShape<__nv_bfloat16, stream_k_rows_max, true>;
+  constexpr uint64_t tile_floats = Largest::tile_outputs * Largest::N;
   return static_cast<uint64_t>(sm_count) * 2 * tile_floats * sizeof(float);
 }
 

@@ -39,7 +39,7 @@ bool has_stream_k() {
 /** The faster one where both serve a product, as H100s and H200s have shown it. */
 bool is_for_stream_k(const SkinnyProduct& product, const SkinnyDevice& device) {
   if (!has_stream_k() || !stream_k_supports(product, device)) return false;
-  const uint32_t ring_rows_max = product.weight_dtype == KVS_F8E4M3 ? 8 : 2;
+  constexpr uint32_t ring_rows_max = 2;
   return product.rows > ring_rows_max || !skinny_supports(product, device);
 }
 
