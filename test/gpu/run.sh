@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Builds both libraries, checks the CUDA library and measures it, on any machine with an NVIDIA GPU, nvcc, g++ and Bun.
 # usage: test/gpu/run.sh [stage ...]    stages: header kernels models accuracy memcheck racecheck copies operations
-# attention skinny engine timeline peers (default: header kernels models copies operations attention skinny). BUN names
-# the Bun to use. Logs go to $OUT (default: a new folder under the system's temporary one). engine measures whole steps
-# and turns, timeline the kernels of steps, of models of the shapes in ENGINE_SHAPES (default 8b; 16 GB; 8b:fp8
-# quantised), beside the floor of a copy on the device at COPY_TBS (default 3.0, an H100's) TB/s.
+# attention skinny prompts engine timeline peers (default: header kernels models copies operations attention skinny
+# prompts; prompts on Hopper alone). BUN names the Bun to use. Logs go to $OUT (default: a new folder under the system's
+# temporary one). engine measures whole steps and turns, timeline the kernels of steps, of models of the shapes in
+# ENGINE_SHAPES (default 8b; 16 GB; 8b:fp8 quantised), beside the floor of a copy on the device at COPY_TBS (default
+# 3.0, an H100's) TB/s.
 # kernels runs the products again with KVASIR_CUDA_FP8_SCALES=after, FP8 as on GPUs whose products take no scale for each
 # row and output (any but compute capability 9.0), and with KVASIR_CUDA_STREAM_K=off, few rows as on GPUs but Hopper.
 # accuracy and peers need python3 with torch and transformers: the former writes checkpoints of REFERENCE_SHAPES (default
@@ -13,7 +14,7 @@ set -uo pipefail
 cd "$(dirname "$0")/../.."
 
 stages=("$@")
-[ "${#stages[@]}" -gt 0 ] || stages=(header kernels models copies operations attention skinny)
+[ "${#stages[@]}" -gt 0 ] || stages=(header kernels models copies operations attention skinny prompts)
 out=${OUT:-$(mktemp -d)}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -127,6 +128,16 @@ compile_skinny() {
       skinny)
         compile_skinny && "$work/skinny"
         count $? "skinny"
+        ;;
+      prompts)
+        if [ "$capability" != 90a ]; then
+          echo "no products of prompts here: these are Hopper's"
+        else
+          nvcc -std=c++20 -O3 $gencode -o "$work/prompts" test/gpu/prompt-bench.cu $native/cuda/prompt-matmul.sm90a.cu \
+            $native/cuda/{tensor-map,library-matmul,cublaslt-api,device-memory,plan-file}.cpp \
+            $native/common/failure.cpp -ldl && "$work/prompts"
+          count $? "prompts"
+        fi
         ;;
       engine)
         "$bun" test/gpu/engine/main.ts "$cuda" --shapes "${ENGINE_SHAPES:-8b}" --copy-tbs "${COPY_TBS:-3.0}" \

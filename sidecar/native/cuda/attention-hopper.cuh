@@ -4,6 +4,7 @@
 #pragma once
 
 #include "attention-prefill.cuh"
+#include "ring-position.cuh"
 #include "warpgroup-tensor.cuh"
 
 namespace kvs {
@@ -48,19 +49,6 @@ struct Pipeline {
   __device__ uint32_t item_empty(int slot) const { return barriers + (4 * stages + item_slots + slot) * 8; }
 };
 constexpr int barrier_count = 4 * stages + 2 * item_slots;
-
-/** A place in a ring of `size`, and the parity of the lap. */
-template <int size>
-struct RingPosition {
-  int at = 0;
-  uint32_t parity = 0;
-  __device__ void advance() {
-    if (++at == size) {
-      at = 0;
-      parity ^= 1;
-    }
-  }
-};
 
 // ---- producer -------------------------------------------------------------------------------------------
 

@@ -102,6 +102,9 @@ __device__ __forceinline__ void keep_in_place(uint32_t (&values)[count][4]) {
   KVS_FLOATS_32(c), KVS_FLOATS_8_AT(c, 32), KVS_FLOATS_8_AT(c, 40), KVS_FLOATS_8_AT(c, 48), KVS_FLOATS_8_AT(c, 56)
 #define KVS_REGISTERS_4 "%0,%1,%2,%3"
 #define KVS_REGISTERS_8 KVS_REGISTERS_4 ",%4,%5,%6,%7"
+#define KVS_FLOATS_128(c) \
+  KVS_FLOATS_64(c), KVS_FLOATS_8_AT(c, 64), KVS_FLOATS_8_AT(c, 72), KVS_FLOATS_8_AT(c, 80), KVS_FLOATS_8_AT(c, 88), \
+  KVS_FLOATS_8_AT(c, 96), KVS_FLOATS_8_AT(c, 104), KVS_FLOATS_8_AT(c, 112), KVS_FLOATS_8_AT(c, 120)
 #define KVS_REGISTERS_16 KVS_REGISTERS_8 ",%8,%9,%10,%11,%12,%13,%14,%15"
 #define KVS_REGISTERS_24 KVS_REGISTERS_16 ",%16,%17,%18,%19,%20,%21,%22,%23"
 #define KVS_REGISTERS_32 KVS_REGISTERS_24 ",%24,%25,%26,%27,%28,%29,%30,%31"
@@ -109,6 +112,12 @@ __device__ __forceinline__ void keep_in_place(uint32_t (&values)[count][4]) {
   KVS_REGISTERS_32 \
   ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47" \
   ",%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
+#define KVS_REGISTERS_128 \
+  KVS_REGISTERS_64 \
+  ",%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79,%80,%81" \
+  ",%82,%83,%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95,%96,%97,%98,%99" \
+  ",%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111,%112,%113,%114,%115" \
+  ",%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127"
 // clang-format on
 
 /** c (64 x N) = or += a (64 x 16) b^T (N x 16), both in shared memory, rows of K contiguous. */
@@ -124,6 +133,8 @@ template <typename T>
 __device__ __forceinline__ void multiply_shared(float (&c)[32], uint64_t a, uint64_t b, bool is_adding);
 template <typename T>
 __device__ __forceinline__ void multiply_shared(float (&c)[64], uint64_t a, uint64_t b, bool is_adding);
+template <typename T>
+__device__ __forceinline__ void multiply_shared(float (&c)[128], uint64_t a, uint64_t b, bool is_adding);
 /** The same with a in registers. */
 template <typename T>
 __device__ __forceinline__ void multiply_mixed(float (&c)[4], const uint32_t (&a)[4], uint64_t b, bool is_adding);
@@ -178,6 +189,7 @@ __device__ __forceinline__ void multiply_registers(float (&c)[64], const uint32_
   KVS_DEFINE_SHARED(T, NAME, "64", 32, "32", "33", "34")                         \
   KVS_DEFINE_SHARED(T, NAME, "128", 64, "64", "65", "66")                        \
   KVS_DEFINE_MIXED(T, NAME, "8", 4, "4", "5", "6", "7", "8", "9")                \
+  KVS_DEFINE_SHARED(T, NAME, "256", 128, "128", "129", "130")                    \
   KVS_DEFINE_MIXED(T, NAME, "16", 8, "8", "9", "10", "11", "12", "13")           \
   KVS_DEFINE_MIXED(T, NAME, "32", 16, "16", "17", "18", "19", "20", "21")        \
   KVS_DEFINE_MIXED(T, NAME, "48", 24, "24", "25", "26", "27", "28", "29")        \
@@ -192,12 +204,14 @@ KVS_DEFINE_PRODUCTS(__half, "f16")
 #undef KVS_DEFINE_REGISTERS
 #undef KVS_DEFINE_MIXED
 #undef KVS_DEFINE_SHARED
+#undef KVS_REGISTERS_128
 #undef KVS_REGISTERS_64
 #undef KVS_REGISTERS_32
 #undef KVS_REGISTERS_24
 #undef KVS_REGISTERS_16
 #undef KVS_REGISTERS_8
 #undef KVS_REGISTERS_4
+#undef KVS_FLOATS_128
 #undef KVS_FLOATS_64
 #undef KVS_FLOATS_32
 #undef KVS_FLOATS_24
