@@ -199,6 +199,7 @@ void check_chains(Context& context) {
   for (const kvs_dtype dtype : {KVS_BF16, KVS_F16}) {
     kvs_device_config config = default_config();
     config.compute_dtype = dtype;
+    config.max_rows = 512;
     Side cuda(context.cuda, config);
     Side cpu(context.cpu, for_cpu(config));
     for (const uint32_t rows : row_counts) {
@@ -212,6 +213,10 @@ void check_chains(Context& context) {
         check_program(context, cuda, cpu, program, rows, dtype);
         check_program(context, cuda, cpu, program, rows, KVS_F8E4M3);
       }
+    }
+    // A prompt, whose gate is part of a kernel of its own, where tiles keep the GPU busy, or comes behind the library's.
+    for (const uint32_t rows : context.is_small ? std::vector<uint32_t>{500} : std::vector<uint32_t>{300, 500, 512}) {
+      check_program(context, cuda, cpu, layer(context.is_small ? 64 : 512, 8448, 320), rows, dtype);
     }
     // At the sizes of a large model, where thread blocks share outputs.
     if (context.is_small) continue;

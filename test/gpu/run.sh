@@ -7,7 +7,7 @@
 # ENGINE_SHAPES (default 8b; 16 GB; 8b:fp8 quantised), beside the floor of a copy on the device at COPY_TBS (default
 # 3.0, an H100's) TB/s.
 # kernels runs the products again with KVASIR_CUDA_FP8_SCALES=after, FP8 as on GPUs whose products take no scale for each
-# row and output (any but compute capability 9.0), and with KVASIR_CUDA_STREAM_K=off, few rows as on GPUs but Hopper.
+# row and output (any but compute capability 9.0), and with KVASIR_CUDA_HOPPER=off, products as on GPUs but Hopper.
 # accuracy and peers need python3 with torch and transformers: the former writes checkpoints of REFERENCE_SHAPES (default
 # 1b; 3 GB) and compares logits, the latter times that stack with PEER_SHAPES (default 8b).
 set -uo pipefail
@@ -74,9 +74,9 @@ compile_skinny() {
         echo "-- FP8 with scales after the product"
         KVASIR_CUDA_FP8_SCALES=after "$work/kernel-check" "$cpu" "$cuda" matmul
         count $? "kernels with FP8 scales after the product"
-        echo "-- products of few rows as on GPUs other than Hopper"
-        KVASIR_CUDA_STREAM_K=off "$work/kernel-check" "$cpu" "$cuda" matmul chains
-        count $? "kernels without stream-K products"
+        echo "-- products as on GPUs other than Hopper"
+        KVASIR_CUDA_HOPPER=off "$work/kernel-check" "$cpu" "$cuda" matmul chains
+        count $? "kernels without those of Hopper"
         ;;
       memcheck)
         compile_kernel_check &&

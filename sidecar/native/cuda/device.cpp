@@ -49,7 +49,7 @@ kvs_device::kvs_device(const kvs_device_config& wanted, kvs::Gpu found)
       sampling_workspace(zeroed(kvs::sampling_workspace_bytes(config), "the workspace of sampling")),
       matmuls(config, gpu),
       compute_(0),
-      product_(gpu) {
+      product_(gpu, matmuls) {
   kvs::check_cuda(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
 }
 

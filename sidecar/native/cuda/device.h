@@ -63,8 +63,9 @@ struct kvs_device {
   /** A product that waits is launched first: whoever enqueues here, or waits for the stream, comes behind it. */
   cudaStream_t compute_stream();
   void drain_compute();
-  /** See WaitingProduct. False: the operation is to be enqueued now. */
-  bool add_product(const kvs::SkinnyProduct& product) { return product_.add(product, compute_); }
+  /** See WaitingProduct. */
+  void add_product(const kvs::MatmulArgs& args) { product_.add(args, compute_); }
+  /** False: the gate is to be enqueued now. */
   bool add_gate(void* gated, const void* y, uint32_t rows, uint32_t size) {
     return product_.add_gate(gated, y, rows, size);
   }

@@ -1,4 +1,4 @@
-// kvs_matmul: few rows go to our own kernels, which read weights at the speed of memory; the rest to the library.
+// kvs_matmul, and what the library multiplies: all that our own kernels do not, see WaitingProduct.
 
 #include "matmul.h"
 
@@ -190,8 +190,6 @@ extern "C" kvs_status kvs_matmul(kvs_device* device, uint64_t y, uint64_t x, kvs
         row_count,
         (flags & KVS_MATMUL_ACCUMULATE) != 0,
         is_f32_out};
-    if (d.add_product(d.matmuls.as_skinny(args))) return;
-    if (!d.is_capturing() && !d.matmuls.is_known(args)) d.drain_compute();
-    d.matmuls.enqueue(args, d.compute_stream());
+    d.add_product(args);
   });
 }

@@ -1,4 +1,4 @@
-// Matrix products by the library, and the memory that they share; few rows are for our own kernels (WaitingProduct).
+// Matrix products by the library, and the memory that they share; others are for our own kernels (WaitingProduct).
 
 #pragma once
 

@@ -1,4 +1,5 @@
-// Which gates become part of a product: those whose rows lie apart from what its other thread blocks read and write.
+// Which kernel a product is for, and which gates become part of one: those whose rows lie apart from what its other thread
+// blocks read and write.
 
 #include "waiting-product.h"
 
@@ -8,6 +9,7 @@
 
 #include "../common/step-input.h"
 #include "cuda-error.h"
+#include "prompt-matmul.h"
 #include "stream-k.h"
 
 namespace kvs {
@@ -30,27 +32,39 @@ bool has_gated_apart(const SkinnyProduct& p) {
          !overlap(p.gated, gated_bytes, p.bias, bias_bytes);
 }
 
-/** So that what serves GPUs older than Hopper can be checked on one. */
-bool has_stream_k() {
-  static const char* const wanted = std::getenv("KVASIR_CUDA_STREAM_K");
+/** So that what serves GPUs other than Hopper can be checked on one. */
+bool has_hopper_kernels() {
+  static const char* const wanted = std::getenv("KVASIR_CUDA_HOPPER");
   return wanted == nullptr || std::string_view(wanted) != "off";
 }
 
-/** The faster one where both serve a product, as H100s and H200s have shown it. */
-bool is_for_stream_k(const SkinnyProduct& product, const SkinnyDevice& device) {
-  if (!has_stream_k() || !stream_k_supports(product, device)) return false;
-  constexpr uint32_t ring_rows_max = 2;
-  return product.rows > ring_rows_max || !skinny_supports(product, device);
+/** Where several serve a product the fastest one, as H100s and H200s have shown it. */
+enum class Kernel { rings, stream_k, prompt, none };
+
+/** Our products of many rows are as fast as the library's: what they win is the gate's kernel. */
+bool is_for_prompt_kernel(const SkinnyProduct& product, const SkinnyDevice& device) {
+  constexpr uint32_t rows_min = 256;
+  constexpr double use_min = 0.85;
+  return product.gated != nullptr && product.rows >= rows_min && prompt_matmul_supports(product, device) &&
+         prompt_matmul_use(product, device) >= use_min;
 }
 
-bool is_ours(const SkinnyProduct& product, const SkinnyDevice& device) {
-  return is_for_stream_k(product, device) || skinny_supports(product, device);
+Kernel kernel_for(const SkinnyProduct& product, const SkinnyDevice& device) {
+  constexpr uint32_t ring_rows_max = 2;
+  const bool has_rings = skinny_supports(product, device);
+  if (has_rings && product.rows <= ring_rows_max) return Kernel::rings;
+  if (has_hopper_kernels()) {
+    if (stream_k_supports(product, device)) return Kernel::stream_k;
+    if (is_for_prompt_kernel(product, device)) return Kernel::prompt;
+  }
+  return has_rings ? Kernel::rings : Kernel::none;
 }
 
 }  // namespace
 
-WaitingProduct::WaitingProduct(const Gpu& gpu)
-    : workspace_(skinny_workspace_bytes(), "the workspace of skinny products"),
+WaitingProduct::WaitingProduct(const Gpu& gpu, Matmuls& matmuls)
+    : matmuls_(matmuls),
+      workspace_(skinny_workspace_bytes(), "the workspace of skinny products"),
       stream_k_workspace_(stream_k_workspace_bytes(gpu.sm_count, gpu.compute_capability),
                           "the workspace of stream-K products") {
   for (const DeviceMemory* memory : {&workspace_, &stream_k_workspace_}) {
@@ -59,33 +73,40 @@ WaitingProduct::WaitingProduct(const Gpu& gpu)
   device_ = {workspace_.as(), stream_k_workspace_.as(), gpu.sm_count, gpu.compute_capability};
 }
 
-bool WaitingProduct::add(const SkinnyProduct& product, cudaStream_t stream) {
-  if (!is_ours(product, device_)) return false;
+void WaitingProduct::add(const MatmulArgs& args, cudaStream_t stream) {
   launch(stream);
-  product_ = product;
-  return true;
+  waiting_ = {args, matmuls_.as_skinny(args)};
 }
 
 bool WaitingProduct::add_gate(void* gated, const void* y, uint32_t rows, uint32_t size) {
-  if (!product_.has_value() || product_->gated != nullptr || product_->y != y || product_->rows != rows ||
-      product_->outputs != 2ull * size) {
-    return false;
-  }
-  SkinnyProduct with_gate = *product_;
-  with_gate.gated = gated;
-  if (!has_gated_apart(with_gate) || !is_ours(with_gate, device_)) return false;
-  product_ = with_gate;
+  if (!waiting_.has_value()) return false;
+  SkinnyProduct product = waiting_->product;
+  if (product.gated != nullptr || product.y != y || product.rows != rows || product.outputs != 2ull * size) return false;
+  product.gated = gated;
+  if (!has_gated_apart(product) || kernel_for(product, device_) == Kernel::none) return false;
+  waiting_->product = product;
   return true;
 }
 
 void WaitingProduct::launch(cudaStream_t stream) {
-  const std::optional<SkinnyProduct> product = std::exchange(product_, std::nullopt);
-  if (!product.has_value()) return;
-  if (is_for_stream_k(*product, device_)) {
-    check_cuda(stream_k_matmul(*product, device_, stream), "stream_k_matmul");
-  } else {
-    check_cuda(skinny_matmul(*product, device_, stream), "skinny_matmul");
+  const std::optional<Waiting> waiting = std::exchange(waiting_, std::nullopt);
+  if (!waiting.has_value()) return;
+  const SkinnyProduct& product = waiting->product;
+  switch (kernel_for(product, device_)) {
+    case Kernel::rings: return check_cuda(skinny_matmul(product, device_, stream), "skinny_matmul");
+    case Kernel::stream_k: return check_cuda(stream_k_matmul(product, device_, stream), "stream_k_matmul");
+    case Kernel::prompt: return check_cuda(prompt_matmul(product, device_, stream), "prompt_matmul");
+    case Kernel::none: return launch_by_library(waiting->args, stream);
   }
+}
+
+void WaitingProduct::launch_by_library(const MatmulArgs& args, cudaStream_t stream) {
+  cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
+  check_cuda(cudaStreamIsCapturing(stream, &capture), "cudaStreamIsCapturing");
+  if (capture == cudaStreamCaptureStatusNone && !matmuls_.is_known(args)) {
+    check_cuda(cudaStreamSynchronize(stream), "cudaStreamSynchronize");
+  }
+  matmuls_.enqueue(args, stream);
 }
 
 }  // namespace kvs
