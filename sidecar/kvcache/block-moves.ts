@@ -13,8 +13,8 @@ import { RateMeter } from "./rate-meter.ts";
 import type { Residency } from "./residency.ts";
 
 /**
- * A point of the compute stream that copies wait for keeps the kernels before and behind it from overlapping, so there is
- * not one behind each layer of a step.
+ * A point of the compute stream that copies wait for keeps the kernels before and behind it from overlapping, so there
+ * is not one behind each layer of a step.
  */
 const LAYERS_PER_SAVE = 8;
 

@@ -214,8 +214,10 @@ void check_chains(Context& context) {
         check_program(context, cuda, cpu, program, rows, KVS_F8E4M3);
       }
     }
-    // A prompt, whose gate is part of a kernel of its own, where tiles keep the GPU busy, or comes behind the library's.
-    for (const uint32_t rows : context.is_small ? std::vector<uint32_t>{500} : std::vector<uint32_t>{300, 500, 512}) {
+    // Prompts: the gate is part of a kernel for both, where tiles keep the GPU busy, or comes behind the library's.
+    const std::vector<uint32_t> prompts =
+        context.is_small ? std::vector<uint32_t>{500} : std::vector<uint32_t>{300, 500, 512};
+    for (const uint32_t rows : prompts) {
       check_program(context, cuda, cpu, layer(context.is_small ? 64 : 512, 8448, 320), rows, dtype);
     }
     // At the sizes of a large model, where thread blocks share outputs.

@@ -1,10 +1,9 @@
-// Checks the products of many rows against double arithmetic over odd shapes, then times them beside cuBLASLt, in
-// bursts and under sustained load. Builds alone with nvcc: see run.sh. Arguments: seed, then schedule (no GPU needed),
-// check, check-small (few, for the sanitizer) or time (default check and time).
+// Checks gate and up of many rows against double arithmetic over odd shapes, then times them beside cuBLASLt with a
+// kernel for the gate, in bursts and under sustained load. Builds alone with nvcc: see run.sh. Arguments: seed, then
+// schedule (no GPU needed), check, check-small (few, for the sanitizer) or time (default check and time).
 
 #include <unistd.h>
 
-#include <array>
 #include <cmath>
 #include <random>
 #include <string>
@@ -23,15 +22,14 @@ using bench::Device;
 using bench::Errors;
 using bench::Problem;
 using bench::Shape;
-using bench::half_value;
 
 int passed = 0;
 void count(bool is_right) { ++(is_right ? passed : bench::failures); }
 
 // ---- the schedule ---------------------------------------------------------------------------------------------
 
-bool covers_once(int rows, int outputs, int cluster, int clusters, int group, bool is_halving) {
-  const kvs::PromptSchedule schedule(rows, outputs, cluster, clusters, group, is_halving);
+bool covers_once(int rows, int outputs, int cluster, int clusters) {
+  const kvs::PromptSchedule schedule(rows, outputs, cluster, clusters);
   std::vector<int> seen(static_cast<size_t>(schedule.row_tiles) * schedule.output_tiles * 2);
   for (int at = 0; at < schedule.units; ++at) {
     const kvs::PromptUnit unit = schedule.unit(at);
@@ -50,9 +48,8 @@ bool covers_once(int rows, int outputs, int cluster, int clusters, int group, bo
 void check_schedule(uint64_t seed) {
   std::mt19937_64 random(seed);
   for (int i = 0; i < 20000; ++i) {
-    const int cluster = 1 << random() % 3;
-    count(covers_once(65 + random() % 4000, 16 * (1 + random() % 700), cluster, 1 + random() % 140, 1 + random() % 20,
-                      random() % 2 != 0));
+    const int cluster = 1 + static_cast<int>(random() % 2);
+    count(covers_once(1 + random() % 4000, 16 * (1 + random() % 700), cluster, 1 + random() % 140));
   }
 }
 
@@ -68,7 +65,7 @@ kvs::SkinnyDevice device_of(int sm_count = 0) {
 }
 
 /** sm_count: as if the GPU had so many, so that each block has several tiles. */
-void check_case(const Shape& shape, uint64_t seed, const kvs::PromptTuning& tuning = {}, int sm_count = 0) {
+void check_case(const Shape& shape, uint64_t seed, kvs::PromptCluster cluster, int sm_count = 0) {
   Problem problem(shape, seed);
   const kvs::SkinnyProduct a = problem.product();
   const kvs::SkinnyDevice device = device_of(sm_count);
@@ -76,70 +73,36 @@ void check_case(const Shape& shape, uint64_t seed, const kvs::PromptTuning& tuni
   const uint64_t values = static_cast<uint64_t>(shape.rows) * shape.columns();
   Device<double> expected(values);
   bench::reference_product<<<static_cast<uint32_t>((values + 127) / 128), 128>>>(expected.get(), a);
+  const auto run = [&](bool& is_intact) {
+    problem.poison();
+    BENCH_CHECK(kvs::prompt_matmul(a, device, nullptr, cluster));
+    BENCH_CHECK(cudaDeviceSynchronize());
+    return problem.result(is_intact);
+  };
   bool is_intact = true;
-  const std::vector<uint16_t> before = problem.result(is_intact);
-  BENCH_CHECK(kvs::prompt_matmul(a, device, nullptr, tuning));
-  BENCH_CHECK(cudaDeviceSynchronize());
-  const std::vector<uint16_t> got = problem.result(is_intact);
-  problem.prepare();
-  BENCH_CHECK(kvs::prompt_matmul(a, device, nullptr, tuning));
-  BENCH_CHECK(cudaDeviceSynchronize());
   bool is_intact_again = true;
-  const bool is_same = got == problem.result(is_intact_again);
-  std::vector<double> want = expected.host();
-  for (uint64_t i = 0; shape.is_accumulating && i < values; ++i) want[i] += half_value(before[i], shape.dtype);
-  const Errors errors(shape, got, want);
+  const std::vector<uint16_t> got = run(is_intact);
+  const bool is_same = got == run(is_intact_again);
+  const Errors errors(shape, got, expected.host());
   const double limit = shape.dtype == KVS_F16 ? 1e-3 : 5e-3;
   const bool is_right = is_supported && is_intact && is_intact_again && is_same && errors.are_values_near &&
                         errors.row <= limit;
   count(is_right);
-  std::printf("%s (%u, %u, %u) %s%s%s%s cluster %d group %d %s, %d SMs: %.1e%s%s%s%s\n", is_right ? "ok   " : "WRONG",
-              shape.rows, shape.outputs, shape.inputs, shape.dtype == KVS_F16 ? "f16" : "bf16",
-              shape.has_bias ? " bias" : "", shape.is_accumulating ? " added" : "", shape.is_gated ? " gated" : "",
-              tuning.cluster, tuning.group_rows, tuning.is_halving ? "halves" : "whole", device.sm_count, errors.row,
-              is_supported ? "" : ", not supported", is_intact && is_intact_again ? "" : ", wrote beside its results",
+  std::printf("%s (%u, %u, %u) %s%s cluster %d, %d SMs: %.1e%s%s%s%s\n", is_right ? "ok   " : "WRONG", shape.rows,
+              shape.outputs, shape.inputs, shape.dtype == KVS_F16 ? "f16" : "bf16", shape.has_bias ? " bias" : "",
+              static_cast<int>(cluster), device.sm_count, errors.row, is_supported ? "" : ", not supported",
+              is_intact && is_intact_again ? "" : ", wrote beside its results",
               is_same ? "" : ", a second run gives other bits",
               errors.are_values_near ? "" : ", single values far off");
 }
 
-/** Gate and up, then down onto a sum, again and again: early launches must not overtake what they depend on. */
-void check_chain(uint64_t seed) {
-  const Shape up_shape{300, 1152, 320, KVS_BF16, false, false, true};
-  const Shape down_shape{300, 320, 576, KVS_BF16, false, true, false};
-  Problem up(up_shape, seed);
-  Problem down(down_shape, seed + 10, 0.02f);  // so that sums stay finite
-  const kvs::SkinnyDevice device = device_of();
-  kvs::SkinnyProduct first = up.product();
-  kvs::SkinnyProduct second = down.product();
-  first.x = second.y;
-  second.x = first.gated;
-  const auto run = [&](bool is_waiting) {
-    up.prepare();
-    down.prepare();
-    BENCH_CHECK(cudaDeviceSynchronize());
-    for (int i = 0; i < 100; ++i) {
-      BENCH_CHECK(kvs::prompt_matmul(i % 2 == 0 ? first : second, device, nullptr));
-      if (is_waiting) BENCH_CHECK(cudaDeviceSynchronize());
-    }
-    BENCH_CHECK(cudaDeviceSynchronize());
-    bool is_intact = true;
-    return down.result(is_intact);
-  };
-  const std::vector<uint16_t> expected = run(true);
-  const bool is_finite = std::all_of(expected.begin(), expected.end(),
-                                     [](uint16_t bits) { return std::isfinite(half_value(bits, KVS_BF16)); });
-  const bool is_right = is_finite && expected == run(false);
-  count(is_right);
-  std::printf("%s a chain of products\n", is_right ? "ok   " : "WRONG");
-}
+constexpr kvs::PromptCluster clusters[] = {kvs::PromptCluster::one, kvs::PromptCluster::two};
 
 void check_small(uint64_t seed) {
-  for (const int cluster : {1, 2, 4}) {
-    const kvs::PromptTuning tuning{cluster, 256};
-    check_case({65, 48, 72, KVS_BF16}, seed, tuning);
-    check_case({130, 304, 136, KVS_BF16, true, true}, seed + 1, tuning);
-    check_case({200, 560, 264, KVS_F16, true, false, true}, seed + 2, tuning, 4);
-    check_case({300, 784, 328, KVS_BF16, false, false, true}, seed + 3, tuning, 6);
+  for (const kvs::PromptCluster cluster : clusters) {
+    check_case({65, 48, 72, KVS_BF16}, seed, cluster);
+    check_case({200, 560, 264, KVS_F16, true}, seed + 1, cluster, 4);
+    check_case({300, 784, 328, KVS_BF16}, seed + 2, cluster, 6);
   }
 }
 
@@ -147,30 +110,22 @@ void check_all(uint64_t seed) {
   check_schedule(seed);
   std::printf("schedules: %d right, %d wrong\n", passed, bench::failures);
   check_small(seed);
-  check_chain(seed);
-  struct Kind {
-    kvs_dtype dtype;
-    bool has_bias, is_accumulating, is_gated;
-  };
-  const Kind kinds[] = {{KVS_BF16, false, false, true}, {KVS_BF16, true, false, true},  {KVS_BF16, false, false, false},
-                        {KVS_BF16, true, true, false},  {KVS_F16, false, false, true},  {KVS_F16, true, false, true},
-                        {KVS_F16, true, false, false},  {KVS_F16, false, true, false}};
-  const uint32_t sizes[][3] = {{65, 16, 8},    {66, 272, 72},   {127, 656, 1000}, {128, 1040, 64},
-                               {129, 944, 456}, {191, 1296, 520}, {257, 528, 1544}, {385, 2064, 248}};
-  int case_number = 0;
-  for (const Kind& kind : kinds) {
-    for (const auto& size : sizes) {
-      const Shape shape{size[0], size[1], size[2], kind.dtype, kind.has_bias, kind.is_accumulating, kind.is_gated};
-      const int number = case_number++;
-      const kvs::PromptTuning tuning{1 << number % 3, 128 << number % 4, number % 3 != 0, number % 7 != 0};
-      const kvs::PromptTuning other{4 >> number % 3, 128 << number % 5, number % 5 != 0};
-      check_case(shape, seed + number, tuning, number % 5 == 0 ? 0 : 6);
-      check_case(shape, seed + number, other, number % 3 == 0 ? 10 : 4);
-    }
-    // As the engine calls it: several rounds, halves in the last one.
-    for (const auto& size : {std::array<uint32_t, 3>{2100, 5152, 776}, {2048, 5120, 512}, {1000, 12304, 264}}) {
-      check_case({size[0], size[1], size[2], kind.dtype, kind.has_bias, kind.is_accumulating, kind.is_gated},
-                 seed + case_number++);
+  const uint32_t sizes[][3] = {{1, 16, 8},      {66, 272, 72},    {127, 656, 1000},  {128, 1040, 64},
+                               {129, 944, 456}, {191, 1296, 520}, {257, 528, 1544},  {385, 2064, 248}};
+  const uint32_t large[][3] = {{2100, 5152, 776}, {2048, 5120, 512}, {1000, 12304, 264}};  // several rounds, halves
+  uint64_t number = seed;
+  for (const kvs_dtype dtype : {KVS_BF16, KVS_F16}) {
+    for (const bool has_bias : {false, true}) {
+      for (const auto& size : sizes) {
+        for (const kvs::PromptCluster cluster : clusters) {
+          for (const int sm_count : {0, 4, 10}) {
+            check_case({size[0], size[1], size[2], dtype, has_bias}, ++number, cluster, sm_count);
+          }
+        }
+      }
+      for (const auto& size : large) {
+        check_case({size[0], size[1], size[2], dtype, has_bias}, ++number, kvs::PromptCluster::fastest);
+      }
     }
   }
 }
@@ -244,7 +199,7 @@ std::unique_ptr<kvs::LibraryMatmul> open_library() {
 
 struct Arena {
   Device<__nv_bfloat16> weights{600ull << 20};
-  Device<__nv_bfloat16> x{2048ull * 27648};
+  Device<__nv_bfloat16> x{2048ull * 5120};
   Device<__nv_bfloat16> y{2048ull * 55296};
   Device<__nv_bfloat16> gated{2048ull * 27648};
   cudaStream_t stream = nullptr;
@@ -269,79 +224,60 @@ class Contest {
         copies_(static_cast<int>(std::min<uint64_t>(arena.weights.count() / weights_,
                                                     std::max<uint64_t>(1, (150ull << 20) / weights_)))) {}
 
-  /** is_finished: with what the engine asks for, a gate or a sum to add to. */
-  Enqueue own(bool is_finished, const kvs::PromptTuning& tuning = {}) const {
-    return [this, is_finished, tuning, device = device_of()](cudaStream_t stream, int i) {
-      kvs::SkinnyProduct a = {};
-      a.y = arena_.y.get();
-      a.x = arena_.x.get();
+  Enqueue own(kvs::PromptCluster cluster = kvs::PromptCluster::fastest) const {
+    return [this, cluster, device = device_of()](cudaStream_t stream, int i) {
+      kvs::SkinnyProduct a = product();
       a.weight = weight(i);
-      a.y_dtype = a.x_dtype = a.weight_dtype = KVS_BF16;
-      a.rows = shape_.rows;
-      a.outputs = shape_.outputs;
-      a.inputs = shape_.inputs;
-      a.gated = is_finished && shape_.is_gated ? arena_.gated.get() : nullptr;
-      a.is_accumulating = is_finished && shape_.is_accumulating;
-      BENCH_CHECK(kvs::prompt_matmul(a, device, stream, tuning));
+      BENCH_CHECK(kvs::prompt_matmul(a, device, stream, cluster));
     };
   }
-  Enqueue library(bool is_finished) const {
-    return [this, is_finished](cudaStream_t stream, int i) {
+  /** has_gate: its kernel, too. */
+  Enqueue library(bool has_gate) const {
+    return [this, has_gate](cudaStream_t stream, int i) {
       kvs::Product product = {};
-      product.shape = {CUDA_R_16BF, CUDA_R_16BF, shape_.rows, shape_.outputs, shape_.inputs,
-                       is_finished && shape_.is_accumulating, false, false};
+      product.shape = {CUDA_R_16BF, CUDA_R_16BF, shape_.rows, shape_.outputs, shape_.inputs, false, false, false};
       product.y = arena_.y.get();
       product.x = arena_.x.get();
       product.weight = weight(i);
       library_->enqueue(product, stream);
-      if (!is_finished || !shape_.is_gated) return;
-      const uint32_t columns = shape_.outputs / 2;
+      if (!has_gate) return;
+      const uint32_t columns = shape_.columns();
       silu_mul<<<dim3((columns / 8 + 255) / 256, shape_.rows), 256, 0, stream>>>(arena_.gated.get(), arena_.y.get(),
                                                                                 columns);
     };
   }
 
-  /** In bursts; own kernels in all variants. */
   void print_bursts() const {
-    std::printf("%5u %6u x %5u  %4.2f |", shape_.rows, shape_.outputs, shape_.inputs, use());
-    print(library_ != nullptr ? burst_ms(library(false), arena_.stream) : 0);
-    print(burst_ms(own(false), arena_.stream));
-    const kvs::PromptTuning variants[] = {{1},  {2}, {4}, {2, 2048, true, false}, {2, 2048, false},
-                                          {2, 1024}};
-    for (const kvs::PromptTuning& variant : variants) print(burst_ms(own(false, variant), arena_.stream));
-    if (is_more()) {
-      std::printf(" |");
-      print(library_ != nullptr ? burst_ms(library(true), arena_.stream) : 0);
-      print(burst_ms(own(true), arena_.stream));
-      print(burst_ms(own(true, {1}), arena_.stream));
-      print(burst_ms(own(true, {4}), arena_.stream));
-      print(burst_ms(own(true, {2, 2048, true, false}), arena_.stream));
+    std::printf("%5u %6u x %5u  %4.2f |", shape_.rows, shape_.outputs, shape_.inputs,
+                kvs::prompt_matmul_use(product(), device_of()));
+    for (const bool has_gate : {false, true}) {
+      print(library_ != nullptr ? burst_ms(library(has_gate), arena_.stream) : 0);
     }
+    print(burst_ms(own(), arena_.stream));
+    for (const kvs::PromptCluster cluster : clusters) print(burst_ms(own(cluster), arena_.stream));
     std::printf("\n");
   }
-  /** The library, own, own in fours, twice (a card warms up); then the same finished. */
+  /** Twice: a card warms up. */
   void print_sustained() const {
     std::printf("%5u %6u x %5u       |", shape_.rows, shape_.outputs, shape_.inputs);
-    for (const bool is_finished : {false, true}) {
-      if (is_finished ? !is_more() : shape_.is_accumulating) continue;
-      for (int i = 0; i < 2; ++i) {
-        print(library_ != nullptr ? sustained(library(is_finished)) : 0);
-        print(sustained(own(is_finished)));
-        print(sustained(own(is_finished, {4})));
-      }
-      std::printf(" |");
+    for (int i = 0; i < 2; ++i) {
+      print(library_ != nullptr ? sustained(library(true)) : 0);
+      print(sustained(own()));
     }
     std::printf("\n");
   }
 
  private:
   const __nv_bfloat16* weight(int i) const { return arena_.weights.get() + i % copies_ * weights_; }
-  bool is_more() const { return shape_.is_gated || shape_.is_accumulating; }
-  double use() const {
+  kvs::SkinnyProduct product() const {
     kvs::SkinnyProduct a = {};
+    a.x = arena_.x.get();
+    a.gated = arena_.gated.get();
+    a.y_dtype = a.x_dtype = a.weight_dtype = KVS_BF16;
     a.rows = shape_.rows;
     a.outputs = shape_.outputs;
-    return kvs::prompt_matmul_use(a, device_of());
+    a.inputs = shape_.inputs;
+    return a;
   }
   float sustained(const Enqueue& enqueue) const {
     return sustained_ms(enqueue, arena_.stream, milliseconds_of(enqueue, arena_.stream, 3));
@@ -358,36 +294,18 @@ class Contest {
   int copies_;
 };
 
-/** The products of a layer of an 8B, a 13B and a 32B model, the heaviest first. */
-std::vector<Shape> shapes_of(uint32_t rows) {
-  struct Layer {
-    uint32_t hidden, intermediate, qkv;
-  };
-  std::vector<Shape> shapes;
-  for (const Layer& layer : {Layer{4096, 14336, 6144}, {5120, 13824, 15360}, {5120, 27648, 7168}}) {
-    shapes.push_back({rows, 2 * layer.intermediate, layer.hidden, KVS_BF16, false, false, true});
-    shapes.push_back({rows, layer.hidden, layer.intermediate, KVS_BF16, false, true, false});
-    shapes.push_back({rows, layer.qkv, layer.hidden});
-    shapes.push_back({rows, layer.hidden, layer.hidden, KVS_BF16, false, true, false});
-  }
-  shapes.pop_back();  // the 13B model has it, too
-  return shapes;
-}
-
 void time_all() {
   const Arena arena;
   const std::unique_ptr<kvs::LibraryMatmul> library = open_library();
+  constexpr uint32_t sizes[][2] = {{28672, 4096}, {27648, 5120}, {55296, 5120}};  // of an 8B, a 13B and a 32B model
   std::printf(
-      "TFLOP/s in bursts; use: the share of the multiprocessors' time for products. Own kernels: as chosen, blocks\n"
-      "alone, pairs, fours, pairs without turns, without halves, 1024 rows side by side | with the gate (the\n"
-      "library's by a kernel) or added to a sum: library, own as chosen, alone, fours, pairs without turns\n"
-      " rows outputs x inputs   use | library     own   alone   pairs   fours no-turn   whole   1024r |"
-      " library     own   alone   fours no-turn\n");
-  for (const uint32_t rows : {2048u, 1024u, 512u, 256u}) {
-    for (const Shape& shape : shapes_of(rows)) Contest(shape, arena, library.get()).print_bursts();
+      "TFLOP/s in bursts; use: the share of the multiprocessors' time for products\n"
+      " rows outputs x inputs   use | library, + gate     own   alone   pairs\n");
+  for (const uint32_t rows : {2048u, 1024u, 512u, 384u, 256u, 128u}) {
+    for (const auto& size : sizes) Contest({rows, size[0], size[1]}, arena, library.get()).print_bursts();
   }
-  std::printf("TFLOP/s, sustained: library, own, fours, twice | with the gate or added\n");
-  for (const Shape& shape : shapes_of(2048)) Contest(shape, arena, library.get()).print_sustained();
+  std::printf("TFLOP/s, sustained: library and gate, own, library and gate, own\n");
+  for (const auto& size : sizes) Contest({2048, size[0], size[1]}, arena, library.get()).print_sustained();
   BENCH_CHECK(cudaStreamDestroy(arena.stream));
 }
 

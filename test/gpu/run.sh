@@ -53,6 +53,11 @@ compile_skinny() {
     $native/cuda/stream-k.sm90a.cu $native/cuda/tensor-map.cpp
 }
 
+compile_prompts() {
+  nvcc -std=c++20 -O3 $gencode -o "$work/prompts" test/gpu/prompt-bench.cu $native/cuda/prompt-matmul.sm90a.cu \
+    $native/cuda/{tensor-map,library-matmul,cublaslt-api,device-memory,plan-file}.cpp $native/common/failure.cpp -ldl
+}
+
 {
   date -u +%F
   nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
@@ -96,6 +101,9 @@ compile_skinny() {
         # Our own products alone: on the library's the sanitizer gives up.
         compile_skinny
         racecheck products "$work/skinny" 1 check-small
+        if [ "$capability" = 90a ]; then
+          compile_prompts && racecheck "products of prompts" "$work/prompts" 1 check-small
+        fi
         ;;
       models)
         "$bun" test/gpu/model-check.ts "$cuda"
@@ -133,9 +141,7 @@ compile_skinny() {
         if [ "$capability" != 90a ]; then
           echo "no products of prompts here: these are Hopper's"
         else
-          nvcc -std=c++20 -O3 $gencode -o "$work/prompts" test/gpu/prompt-bench.cu $native/cuda/prompt-matmul.sm90a.cu \
-            $native/cuda/{tensor-map,library-matmul,cublaslt-api,device-memory,plan-file}.cpp \
-            $native/common/failure.cpp -ldl && "$work/prompts"
+          compile_prompts && "$work/prompts"
           count $? "prompts"
         fi
         ;;

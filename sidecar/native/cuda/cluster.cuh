@@ -20,9 +20,9 @@ __device__ __forceinline__ void cluster_sync() {
   asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
 }
 
-/** Arrives at a block's barrier that lies where `barrier` lies in this one. Without a scope: `.release.cluster` becomes a
- * fence of all memory for the whole GPU, which takes a quarter of a product's speed, and what the tensor cores have read
- * needs none. */
+/** Arrives at a block's barrier that lies where `barrier` lies in this one. Without a scope: `.release.cluster` becomes
+ * a fence of all memory for the whole GPU, which takes a quarter of a product's speed, and what the tensor cores have
+ * read needs none. */
 __device__ __forceinline__ void mbarrier_arrive_at(uint32_t barrier, uint32_t block) {
   asm volatile(
       "{\n.reg .b32 there;\nmapa.shared::cluster.u32 there, %0, %1;\n"

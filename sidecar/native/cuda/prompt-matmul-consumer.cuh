@@ -6,17 +6,6 @@
 
 namespace kvs {
 
-/** Turns at the results: while one warpgroup writes its own, the other has the tensor cores, and is ahead by as much at
- * the next unit. Each waits for the other, so that none is a whole unit ahead, however few pieces that has. */
-__device__ __forceinline__ void take_result_turn(int group) { named_sync(1 + group, 256); }
-__device__ __forceinline__ void pass_result_turn(int group) { named_arrive(1 + (group ^ 1), 256); }
-template <typename Use>
-__device__ __forceinline__ void in_turn(const PromptParams& p, int group, Use use) {
-  if (p.has_turns) take_result_turn(group);
-  use();
-  if (p.has_turns) pass_result_turn(group);
-}
-
 /** One lane for each block of the cluster tells for its warp. */
 template <typename Shape>
 __device__ __forceinline__ void release_stage(const PromptPipeline<Shape>& pipeline, int stage) {
@@ -76,13 +65,10 @@ __device__ __forceinline__ void consume_unit(const PromptParams& p, const Prompt
   const int first_row = first_row_of(unit, Shape::cluster, rank) + group * 64;
   if (first_row >= p.rows) {
     skip_pieces<Shape>(p, pipeline, now);
-    in_turn(p, group, [] {});
     return;
   }
-  PromptStaging<Shape> staging(p, pipeline, first_row);
-  if constexpr (Shape::result == PromptResult::added) staging.ask_for(unit.output);
   multiply_pieces<Shape, outputs>(p, pipeline, group, now, sums);
-  in_turn(p, group, [&] { store_sums<Shape, outputs>(p, unit.output, staging, sums); });
+  store_gated<Shape, outputs>(p, unit.output, PromptStaging<Shape>(p, pipeline, first_row), sums);
 }
 
 /** A warpgroup, over all units of its cluster. Whole tiles and halves have their sums in the same registers: the first
@@ -93,7 +79,6 @@ __device__ __forceinline__ void consume(const PromptParams& p, const PromptPipel
   RingPosition<Shape::stages> now;
   PromptSums<prompt_tile_outputs> sums;
   auto& half_sums = reinterpret_cast<PromptSums<prompt_tile_outputs / 2>&>(sums);
-  if (p.has_turns && group == 1) pass_result_turn(group);
   for (int index = blockIdx.x / Shape::cluster; index < p.schedule.units; index += gridDim.x / Shape::cluster) {
     const PromptUnit unit = p.schedule.unit(index);
     if (unit.is_half) {
@@ -102,7 +87,6 @@ __device__ __forceinline__ void consume(const PromptParams& p, const PromptPipel
       consume_unit<Shape, prompt_tile_outputs>(p, pipeline, unit, group, now, sums);
     }
   }
-  if (p.has_turns && group == 0) take_result_turn(group);  // the turn that nobody takes
 }
 
 }  // namespace kvs

@@ -11,12 +11,9 @@
 
 namespace kvs {
 
-enum class PromptResult { stored, added, gated };
-
-template <typename T_, PromptResult result_, int cluster_>
+template <typename T_, int cluster_>
 struct PromptShape {
   using T = T_;
-  static constexpr PromptResult result = result_;
   static constexpr int cluster = cluster_;
   static constexpr int groups = 2;  // warpgroups that multiply, of 64 rows each
   static constexpr int threads = (1 + groups) * 128;
@@ -27,8 +24,7 @@ struct PromptShape {
   static constexpr int stages = 4;
   static constexpr int box_outputs = prompt_tile_outputs / 2 / cluster;  // a block's share of half a tile
   static constexpr int box_bytes = box_outputs * 128;
-  static constexpr int staged_outputs = 128;
-  static constexpr int staged_bytes = 16 * staged_outputs * 2;  // of a warp's 16 rows, on their way out
+  static constexpr int staged_bytes = 16 * prompt_tile_outputs / 2 * 2;  // of a warp's 16 rows, on their way out
   static constexpr int shared_bytes = stages * stage_bytes + groups * 4 * staged_bytes + 1024;
 };
 
@@ -38,12 +34,11 @@ struct PromptMaps {
 };
 
 struct PromptParams {
-  void* y;  // of a gated product the gated values
+  void* gated;
   const float* bias;
   int rows;
   int outputs;
   int pieces;  // of K
-  bool has_turns;
   PromptSchedule schedule;
 };
 

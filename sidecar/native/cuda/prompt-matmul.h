@@ -1,5 +1,5 @@
-// Matrix products of many rows on Hopper, bound by the tensor cores: y (rows, outputs) = x (rows, inputs) weight^T +
-// bias, or silu(first half) * second half of that, which then takes no kernel and no memory of its own.
+// Gate and up of a prompt on Hopper, bound by the tensor cores: gated (rows, outputs / 2) = silu(g) * u, where g and u
+// are the halves of x (rows, inputs) weight^T + bias. The gate takes no kernel and no memory of its own.
 
 #pragma once
 
@@ -7,24 +7,17 @@
 
 namespace kvs {
 
-/** Fewer are stream-K products. */
-inline constexpr uint32_t prompt_rows_min = 65;
+/** How many thread blocks share each tile of W; a bench tries all. */
+enum class PromptCluster { fastest = 0, one = 1, two = 2 };
 
-/** How a product is cut; what a bench varies. */
-struct PromptTuning {
-  int cluster = 0;         // thread blocks that share each tile of W, 1, 2 or 4; 0: as seems fastest
-  int group_rows = 2048;   // of x that run side by side, see PromptSchedule
-  bool is_halving = true;  // tiles of the last round, where that fills it
-  bool has_turns = true;   // a block's warpgroups finish tiles one after the other, so that one of them multiplies
-};
-
-/** Whether the kernels serve these types and sizes. x, y and gated 16-byte aligned; outputs a multiple of 16, inputs of
- * 8. Of a gated product `gated` alone is written. */
+/** Whether the kernel serves these types and sizes: 16 bits, a gate of what is not added to y, all 16-byte aligned,
+ * outputs a multiple of 16, inputs of 8. */
 bool prompt_matmul_supports(const SkinnyProduct& product, const SkinnyDevice& device);
 /** The share of the multiprocessors' time that goes into products within the matrix: low with few tiles. */
-double prompt_matmul_use(const SkinnyProduct& product, const SkinnyDevice& device, const PromptTuning& tuning = {});
+double prompt_matmul_use(const SkinnyProduct& product, const SkinnyDevice& device,
+                         PromptCluster cluster = PromptCluster::fastest);
 /** Enqueues; returns the launch's error. Sums in F32, in an order that the sizes alone decide. */
 cudaError_t prompt_matmul(const SkinnyProduct& product, const SkinnyDevice& device, cudaStream_t stream,
-                          const PromptTuning& tuning = {});
+                          PromptCluster cluster = PromptCluster::fastest);
 
 }  // namespace kvs

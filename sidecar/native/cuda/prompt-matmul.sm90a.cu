@@ -1,9 +1,8 @@
-// Products of many rows for Hopper: the kernel and its launcher.
+// Gate and up of a prompt on Hopper: the kernel and its launcher.
 
 #include "prompt-matmul.h"
 
 #include <algorithm>
-#include <climits>
 
 #include "launch.cuh"
 #include "prompt-matmul-consumer.cuh"
@@ -34,7 +33,7 @@ __global__ void __launch_bounds__(Shape::threads, 1)
     __syncwarp();
   } else {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
-    wait_for_previous_kernels();  // what is added to; and who still reads what is written
+    wait_for_previous_kernels();  // who still reads what is written
     consume<Shape>(p, pipeline);
   }
   if constexpr (Shape::cluster > 1) cluster_sync();
@@ -45,15 +44,13 @@ __global__ void __launch_bounds__(Shape::threads, 1)
 
 // ---- launcher ---------------------------------------------------------------------------------------------
 
-/** Boxes of a block's share of half a tile. Rows of W in their order or, of a gated product, eight of the first half
- * and the eight that belong to them: these meet in one lane. */
+/** Boxes of a block's share of half a tile: eight rows of the first half of W and the eight that belong to them, which
+ * meet in one lane. */
 template <typename Shape>
 bool encode_weight(CUtensorMap* map, const SkinnyProduct& product) {
   const cuuint64_t row_bytes = static_cast<cuuint64_t>(product.inputs) * 2;
-  const bool is_gated = Shape::result == PromptResult::gated;
   const cuuint64_t sizes[4] = {product.inputs, 8, 2, product.outputs / 16};
-  const cuuint64_t strides[3] = {row_bytes, is_gated ? product.outputs / 2 * row_bytes : 8 * row_bytes,
-                                 is_gated ? 8 * row_bytes : 16 * row_bytes};
+  const cuuint64_t strides[3] = {row_bytes, product.outputs / 2 * row_bytes, 8 * row_bytes};
   const cuuint32_t box[4] = {Shape::piece_values, 8, 2, Shape::box_outputs / 16};
   return encode_tensor_map(map, product.weight_dtype, 4, product.weight, sizes, strides, box);
 }
@@ -66,91 +63,48 @@ bool encode_x(CUtensorMap* map, const SkinnyProduct& product) {
   return encode_tensor_map(map, product.x_dtype, 2, product.x, sizes, strides, box);
 }
 
-/** How many clusters run at once. GPCs need not have a multiple of four multiprocessors, so some may be left over. All
- * kernels want the same of a multiprocessor, and the GPUs of a host are taken to be alike. */
-template <int cluster>
-int resident_clusters(int sm_count) {
-  static const int most = [] {
-    using Shape = PromptShape<__nv_bfloat16, PromptResult::gated, cluster>;
-    const void* kernel = reinterpret_cast<const void*>(prompt_kernel<Shape>);
-    cudaLaunchConfig_t config = {};
-    config.gridDim = cluster;
-    config.blockDim = Shape::threads;
-    config.dynamicSmemBytes = Shape::shared_bytes;
-    cudaLaunchAttribute attribute = cluster_attribute(cluster);
-    config.attrs = &attribute;
-    config.numAttrs = 1;
-    int count = 0;
-    if (allow_shared_memory(kernel, Shape::shared_bytes) == cudaSuccess &&
-        cudaOccupancyMaxActiveClusters(&count, kernel, &config) == cudaSuccess && count > 0) {
-      return count;
-    }
-    cudaGetLastError();
-    return INT_MAX;
-  }();
-  return std::max(1, std::min(most, sm_count / cluster));
-}
-
-int clusters_of(int cluster, int sm_count) {
-  if (cluster == 4) return resident_clusters<4>(sm_count);
-  return cluster == 2 ? resident_clusters<2>(sm_count) : sm_count;
-}
-
-PromptSchedule schedule_of(const SkinnyProduct& product, int sm_count, int cluster, const PromptTuning& tuning) {
-  const int group = tuning.group_rows / (prompt_tile_rows * cluster);
-  return PromptSchedule(static_cast<int>(product.rows), static_cast<int>(product.outputs), cluster,
-                        clusters_of(cluster, sm_count), std::max(1, group), tuning.is_halving);
+PromptSchedule schedule_of(const SkinnyProduct& product, int sm_count, int cluster) {
+  return PromptSchedule(static_cast<int>(product.rows), static_cast<int>(product.outputs), cluster, sm_count / cluster);
 }
 
 /** Two blocks read W once, but take rows by 256. */
-int cluster_of(const SkinnyProduct& product, int sm_count, const PromptTuning& tuning) {
-  if (tuning.cluster != 0) return tuning.cluster;
-  if (product.rows <= prompt_tile_rows) return 1;
-  const double alone = schedule_of(product, sm_count, 1, tuning).rounds(clusters_of(1, sm_count));
-  const double together = schedule_of(product, sm_count, 2, tuning).rounds(clusters_of(2, sm_count));
+int cluster_of(const SkinnyProduct& product, int sm_count, PromptCluster wanted) {
+  if (wanted != PromptCluster::fastest) return static_cast<int>(wanted);
+  const double alone = schedule_of(product, sm_count, 1).rounds(sm_count);
+  const double together = schedule_of(product, sm_count, 2).rounds(sm_count / 2);
   constexpr double gain = 1.05;
   return together <= gain * alone ? 2 : 1;
 }
 
 template <typename Shape>
-cudaError_t launch_shape(const SkinnyProduct& product, const SkinnyDevice& device, cudaStream_t stream,
-                         const PromptTuning& tuning) {
+cudaError_t launch_shape(const SkinnyProduct& product, const SkinnyDevice& device, cudaStream_t stream) {
   PromptMaps maps;
   if (!encode_weight<Shape>(&maps.weight, product) || !encode_x<Shape>(&maps.x, product)) return cudaErrorInvalidValue;
   PromptParams p = {};
-  p.y = Shape::result == PromptResult::gated ? product.gated : product.y;
+  p.gated = product.gated;
   p.bias = product.bias;
   p.rows = static_cast<int>(product.rows);
   p.outputs = static_cast<int>(product.outputs);
   p.pieces = static_cast<int>((product.inputs + Shape::piece_values - 1) / Shape::piece_values);
-  p.has_turns = tuning.has_turns;
-  p.schedule = schedule_of(product, device.sm_count, Shape::cluster, tuning);
-  const int blocks = std::min(p.schedule.units, clusters_of(Shape::cluster, device.sm_count)) * Shape::cluster;
+  p.schedule = schedule_of(product, device.sm_count, Shape::cluster);
+  const int blocks = std::min(p.schedule.units, device.sm_count / Shape::cluster) * Shape::cluster;
   return launch_clusters(prompt_kernel<Shape>, Shape::cluster, blocks, Shape::threads, Shape::shared_bytes, stream, p,
                          maps);
 }
 
-template <typename T, PromptResult result>
-cudaError_t launch_cluster(const SkinnyProduct& product, const SkinnyDevice& device, cudaStream_t stream,
-                           const PromptTuning& tuning) {
-  const int cluster = cluster_of(product, device.sm_count, tuning);
-  if (cluster == 4) return launch_shape<PromptShape<T, result, 4>>(product, device, stream, tuning);
-  if (cluster == 2) return launch_shape<PromptShape<T, result, 2>>(product, device, stream, tuning);
-  return launch_shape<PromptShape<T, result, 1>>(product, device, stream, tuning);
-}
-
 template <typename T>
-cudaError_t launch_result(const SkinnyProduct& product, const SkinnyDevice& device, cudaStream_t stream,
-                          const PromptTuning& tuning) {
-  if (product.gated != nullptr) return launch_cluster<T, PromptResult::gated>(product, device, stream, tuning);
-  if (product.is_accumulating) return launch_cluster<T, PromptResult::added>(product, device, stream, tuning);
-  return launch_cluster<T, PromptResult::stored>(product, device, stream, tuning);
+cudaError_t launch_cluster(const SkinnyProduct& product, const SkinnyDevice& device, cudaStream_t stream,
+                           PromptCluster cluster) {
+  if (cluster_of(product, device.sm_count, cluster) == 2) {
+    return launch_shape<PromptShape<T, 2>>(product, device, stream);
+  }
+  return launch_shape<PromptShape<T, 1>>(product, device, stream);
 }
 
 bool has_kernel(int compute_capability) {
   static const bool has_image = [] {
     cudaFuncAttributes attributes;
-    using Shape = PromptShape<__nv_bfloat16, PromptResult::gated, 2>;
+    using Shape = PromptShape<__nv_bfloat16, 2>;
     if (cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(prompt_kernel<Shape>)) == cudaSuccess) {
       return has_tensor_maps();
     }
@@ -167,25 +121,25 @@ bool is_aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointe
 bool prompt_matmul_supports(const SkinnyProduct& product, const SkinnyDevice& device) {
   const bool is_half = product.x_dtype == KVS_BF16 || product.x_dtype == KVS_F16;
   if (!is_half || product.weight_dtype != product.x_dtype || product.y_dtype != product.x_dtype) return false;
-  if (product.rows < prompt_rows_min || product.inputs == 0 || product.outputs == 0) return false;
+  if (product.gated == nullptr || product.is_accumulating) return false;
+  if (product.rows == 0 || product.inputs == 0 || product.outputs == 0) return false;
   if (product.inputs % 8 != 0 || product.outputs % 16 != 0) return false;
-  if (product.gated != nullptr && product.is_accumulating) return false;
-  if (!is_aligned(product.x) || !is_aligned(product.y) || !is_aligned(product.gated)) return false;
+  if (!is_aligned(product.x) || !is_aligned(product.gated)) return false;
   return device.sm_count >= 2 && has_kernel(device.compute_capability);
 }
 
-double prompt_matmul_use(const SkinnyProduct& product, const SkinnyDevice& device, const PromptTuning& tuning) {
-  const int cluster = cluster_of(product, device.sm_count, tuning);
-  const int clusters = clusters_of(cluster, device.sm_count);
+double prompt_matmul_use(const SkinnyProduct& product, const SkinnyDevice& device, PromptCluster wanted) {
+  const int cluster = cluster_of(product, device.sm_count, wanted);
+  const int clusters = device.sm_count / cluster;
   const double tiles = static_cast<double>(product.rows) * product.outputs /
                        (static_cast<double>(prompt_tile_rows) * cluster * prompt_tile_outputs);
-  return tiles / (clusters * schedule_of(product, device.sm_count, cluster, tuning).rounds(clusters));
+  return tiles / (clusters * schedule_of(product, device.sm_count, cluster).rounds(clusters));
 }
 
 cudaError_t prompt_matmul(const SkinnyProduct& product, const SkinnyDevice& device, cudaStream_t stream,
-                          const PromptTuning& tuning) {
-  return product.x_dtype == KVS_BF16 ? launch_result<__nv_bfloat16>(product, device, stream, tuning)
-                                     : launch_result<__half>(product, device, stream, tuning);
+                          PromptCluster cluster) {
+  return product.x_dtype == KVS_BF16 ? launch_cluster<__nv_bfloat16>(product, device, stream, cluster)
+                                     : launch_cluster<__half>(product, device, stream, cluster);
 }
 
 }  // namespace kvs

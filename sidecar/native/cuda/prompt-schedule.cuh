@@ -16,7 +16,7 @@ struct PromptUnit {
   bool is_half;
 };
 
-/** Tiles in the order in which they are taken: a few tiles of rows by one of outputs, then the next outputs, so that
+/** Tiles in the order in which they are taken: up to 2048 rows by one tile of outputs, then the next outputs, so that
  * what runs at once reads about as many rows of W as of x. Where the last round would leave most clusters idle, its
  * tiles are halves. */
 struct PromptSchedule {
@@ -27,13 +27,15 @@ struct PromptSchedule {
   int units;
 
   PromptSchedule() = default;
-  __host__ __device__ PromptSchedule(int rows, int outputs, int cluster, int clusters, int group, bool is_halving)
+  __host__ __device__ PromptSchedule(int rows, int outputs, int cluster, int clusters)
       : row_tiles((rows + prompt_tile_rows * cluster - 1) / (prompt_tile_rows * cluster)),
-        output_tiles((outputs + prompt_tile_outputs - 1) / prompt_tile_outputs),
-        group_rows(group < row_tiles ? group : row_tiles) {
+        output_tiles((outputs + prompt_tile_outputs - 1) / prompt_tile_outputs) {
+    constexpr int rows_together = 2048;
+    const int together = rows_together / (prompt_tile_rows * cluster);
+    group_rows = together < row_tiles ? together : row_tiles;
     const int tiles = row_tiles * output_tiles;
     const int last = tiles % clusters;
-    whole = is_halving && 2 * last <= clusters ? tiles - last : tiles;
+    whole = 2 * last <= clusters ? tiles - last : tiles;
     units = whole + 2 * (tiles - whole);
   }
 

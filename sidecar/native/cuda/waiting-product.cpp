@@ -1,5 +1,5 @@
-// Which kernel a product is for, and which gates become part of one: those whose rows lie apart from what its other thread
-// blocks read and write.
+// Which kernel a product is for, and which gates become part of one: those whose rows lie apart from what its other
+// thread blocks read and write.
 
 #include "waiting-product.h"
 
@@ -81,7 +81,8 @@ void WaitingProduct::add(const MatmulArgs& args, cudaStream_t stream) {
 bool WaitingProduct::add_gate(void* gated, const void* y, uint32_t rows, uint32_t size) {
   if (!waiting_.has_value()) return false;
   SkinnyProduct product = waiting_->product;
-  if (product.gated != nullptr || product.y != y || product.rows != rows || product.outputs != 2ull * size) return false;
+  const bool is_its_gate = product.y == y && product.rows == rows && product.outputs == 2ull * size;
+  if (product.gated != nullptr || !is_its_gate) return false;
   product.gated = gated;
   if (!has_gated_apart(product) || kernel_for(product, device_) == Kernel::none) return false;
   waiting_->product = product;

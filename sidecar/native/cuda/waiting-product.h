@@ -1,5 +1,5 @@
-// A product waits for a moment before it is launched: a gate that follows it then becomes part of its kernel, where one of
-// ours serves both. And the choice between our kernels and the library.
+// A product waits for a moment before it is launched: a gate that follows it then becomes part of its kernel, where one
+// of ours serves both. And the choice between our kernels and the library.
 
 #pragma once
 
@@ -21,8 +21,8 @@ class WaitingProduct {
   void add(const MatmulArgs& args, cudaStream_t stream);
   /** gated (rows, size) = silu(y[:, :size]) * y[:, size:] becomes part of the product that waits; false: it cannot. */
   bool add_gate(void* gated, const void* y, uint32_t rows, uint32_t size);
-  /** Enqueues what waits. The library times a product of a new kind when it is first launched, so what the GPU runs ends
-   * before that, unless the stream is being captured. Throws Failure(KVS_DEVICE_FAILED). */
+  /** Enqueues what waits. The library times a product of a new kind when it is first launched, so what the GPU runs
+   * ends before that, unless the stream is being captured. Throws Failure(KVS_DEVICE_FAILED). */
   void launch(cudaStream_t stream);
 
  private:
