@@ -1,29 +1,45 @@
-// How fast something goes, learnt from what was measured: an average that forgets, so that it follows a disk that
-// slows down or a GPU that others load.
+// How fast something goes, learnt from what was measured: the median of the last few periods, so that it follows a disk
+// that slows down or a GPU that others load, and one period in which this process was held up changes nothing.
 
-/** Weight of a new measurement. */
-const WEIGHT = 0.2;
+/** Of which the median counts: it follows a change after five. */
+const PERIODS = 9;
+/** What ends so soon after another was moved beside it: one period, not a short one of its own. */
+const SAME_PERIOD_MS = 1;
+
+interface Period {
+  amount: number;
+  ms: number;
+}
 
 export class RateMeter {
-  #perMs: number | null = null;
+  #periods: Period[] = [];
   #lastEndMs = -Infinity;
 
   /** Amount per millisecond; null before the first measurement. */
   get perMs(): number | null {
-    return this.#perMs;
+    if (this.#periods.length === 0) return null;
+    const rates = this.#periods.map(({ amount, ms }) => amount / ms).sort((a, b) => a - b);
+    return rates[Math.floor(rates.length / 2)]!;
   }
 
   /** `amount` took from `startMs` to `endMs`, or began when what was measured last had ended. */
   note(amount: number, startMs: number, endMs: number): void {
-    const elapsedMs = endMs - Math.max(startMs, this.#lastEndMs);
+    const elapsedMs = Math.max(0, endMs - Math.max(startMs, this.#lastEndMs));
+    const isBeside = startMs < this.#lastEndMs && elapsedMs < SAME_PERIOD_MS;
     this.#lastEndMs = Math.max(this.#lastEndMs, endMs);
-    if (elapsedMs <= 0 || amount <= 0) return;
-    const measured = amount / elapsedMs;
-    this.#perMs = this.#perMs === null ? measured : this.#perMs + WEIGHT * (measured - this.#perMs);
+    if (amount <= 0) return;
+    const last = this.#periods.at(-1);
+    if (isBeside && last !== undefined) {
+      last.amount += amount;
+      last.ms += elapsedMs;
+    } else if (elapsedMs > 0) {
+      this.#periods = [...this.#periods, { amount, ms: elapsedMs }].slice(-PERIODS);
+    }
   }
 
   /** Expected duration, ms; null while nothing was measured. */
   expectedMs(amount: number): number | null {
-    return this.#perMs === null ? null : amount / this.#perMs;
+    const { perMs } = this;
+    return perMs === null ? null : amount / perMs;
   }
 }

@@ -41,12 +41,10 @@ bool has_hopper_kernels() {
 /** Where several serve a product the fastest one, as H100s and H200s have shown it. */
 enum class Kernel { rings, stream_k, prompt, none };
 
-/** Our products of many rows are as fast as the library's: what they win is the gate's kernel. */
+/** Our products of many rows are as fast as the library's: what they win is the gate's kernel, unless tiles are few. */
 bool is_for_prompt_kernel(const SkinnyProduct& product, const SkinnyDevice& device) {
-  constexpr uint32_t rows_min = 256;
-  constexpr double use_min = 0.85;
-  return product.gated != nullptr && product.rows >= rows_min && prompt_matmul_supports(product, device) &&
-         prompt_matmul_use(product, device) >= use_min;
+  constexpr double use_min = 0.84;
+  return prompt_matmul_supports(product, device) && prompt_matmul_use(product, device) >= use_min;
 }
 
 Kernel kernel_for(const SkinnyProduct& product, const SkinnyDevice& device) {
