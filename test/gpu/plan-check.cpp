@@ -1,7 +1,7 @@
 // How products of few rows are divided among thread blocks and warps, checked on the CPU: for shapes and GPUs drawn at
 // random every output meets every unit of K once, and shared memory suffices; of stream-K products, each part of a tile
-// is finished by one block, from what all others left for it. And FP8 weights lie as the tensor cores' lanes want them.
-// Needs CUDA's headers, no GPU: see .ci/run. Argument: the seed.
+// is finished by one block, from what all others left for it; of a prompt's gate and up, each tile is taken once. And
+// FP8 weights lie as the tensor cores' lanes want them. Needs CUDA's headers, no GPU: see .ci/run. Argument: the seed.
 
 #include <cuda_runtime.h>
 
@@ -23,6 +23,7 @@ static unsigned warp_now;
 #define threadIdx uint3{warp_now * 32, 0, 0}
 
 #include "../../sidecar/native/cuda/fp8-order.h"
+#include "../../sidecar/native/cuda/prompt-schedule.cuh"
 #include "../../sidecar/native/cuda/skinny-plan.cu"
 #include "../../sidecar/native/cuda/stream-k-division.cuh"
 
@@ -141,6 +142,26 @@ class StreamKRun {
   std::map<Part, int> left_;      // by (slot, part), not yet added: the tile
 };
 
+/** Each half of each tile once, and tiles over the whole matrix. */
+bool is_schedule_right(int rows, int outputs, int cluster, int clusters) {
+  constexpr int half_outputs = kvs::prompt_tile_outputs / 2;
+  const kvs::PromptSchedule schedule(rows, outputs, cluster, clusters);
+  const int halves = schedule.output_tiles * 2;
+  std::vector<int> seen(static_cast<size_t>(schedule.row_tiles) * halves);
+  for (int at = 0; at < schedule.units; ++at) {
+    const kvs::PromptUnit unit = schedule.unit(at);
+    const int half = unit.output / half_outputs;
+    const int count = unit.is_half ? 1 : 2;
+    if (unit.row_tile < 0 || unit.row_tile >= schedule.row_tiles || half < 0 || half + count > halves) return false;
+    if (unit.output % half_outputs != 0 || (!unit.is_half && half % 2 != 0)) return false;
+    for (int i = 0; i < count; ++i) ++seen[(half + i) * schedule.row_tiles + unit.row_tile];
+  }
+  for (const int times : seen) {
+    if (times != 1) return false;
+  }
+  return schedule.row_tiles * cluster * kvs::prompt_tile_rows >= rows && halves * half_outputs >= outputs;
+}
+
 /** Of a k16 step lane 4 g + q of the wide operand holds columns 2 q and 2 q + 1 of the lower eight and of the upper:
  * each pair in the same byte of a word's two halves, the steps' words one behind the other. */
 bool is_fp8_order_right() {
@@ -208,6 +229,14 @@ int main(int argument_count, char** arguments) {
     std::printf("FAILED stream-K: %d tiles of %d pieces, %d blocks, %d parts\n", tiles, pieces, blocks, parts);
   }
   std::printf("%d stream-K products: %d failures\n", stream_k_cases, failures);
+  for (int i = 0; i < cases; ++i) {
+    const int rows = static_cast<int>(draw(1, 4000)), outputs = static_cast<int>(16 * draw(1, 700));
+    const int cluster = static_cast<int>(draw(1, 2)), clusters = static_cast<int>(draw(1, 140));
+    if (is_schedule_right(rows, outputs, cluster, clusters)) continue;
+    ++failures;
+    std::printf("FAILED prompt: %d rows, %d outputs, %d clusters of %d\n", rows, outputs, clusters, cluster);
+  }
+  std::printf("%d schedules of prompts: %d failures\n", cases, failures);
   const bool is_order_right = is_fp8_order_right();
   std::printf("the order of FP8 weights: %s\n", is_order_right ? "right" : "WRONG");
   return failures == 0 && gated > 0 && sliced > 0 && is_order_right ? 0 : 1;

@@ -1,6 +1,6 @@
 // Checks gate and up of many rows against double arithmetic over odd shapes, then times them beside cuBLASLt with a
 // kernel for the gate, in bursts and under sustained load. Builds alone with nvcc: see run.sh. Arguments: seed, then
-// schedule (no GPU needed), check, check-small (few, for the sanitizer) or time (default check and time).
+// check, check-small (few, for the sanitizer) or time (default check and time).
 
 #include <unistd.h>
 
@@ -10,7 +10,6 @@
 
 #include "../../sidecar/native/cuda/library-matmul.h"
 #include "../../sidecar/native/cuda/prompt-matmul.h"
-#include "../../sidecar/native/cuda/prompt-schedule.cuh"
 #include "prompt-problem.cuh"
 
 /** By its address the library's plans find their folder. */
@@ -25,33 +24,6 @@ using bench::Shape;
 
 int passed = 0;
 void count(bool is_right) { ++(is_right ? passed : bench::failures); }
-
-// ---- the schedule ---------------------------------------------------------------------------------------------
-
-bool covers_once(int rows, int outputs, int cluster, int clusters) {
-  const kvs::PromptSchedule schedule(rows, outputs, cluster, clusters);
-  std::vector<int> seen(static_cast<size_t>(schedule.row_tiles) * schedule.output_tiles * 2);
-  for (int at = 0; at < schedule.units; ++at) {
-    const kvs::PromptUnit unit = schedule.unit(at);
-    const int half = unit.output / (kvs::prompt_tile_outputs / 2);
-    if (unit.row_tile < 0 || unit.row_tile >= schedule.row_tiles || half < 0 || half >= schedule.output_tiles * 2 ||
-        unit.output % (kvs::prompt_tile_outputs / 2) != 0 || (!unit.is_half && half % 2 != 0)) {
-      return false;
-    }
-    for (int i = 0; i < (unit.is_half ? 1 : 2); ++i) ++seen[(half + i) * schedule.row_tiles + unit.row_tile];
-  }
-  const bool is_deep = schedule.row_tiles * cluster * kvs::prompt_tile_rows >= rows &&
-                       schedule.output_tiles * kvs::prompt_tile_outputs >= outputs;
-  return is_deep && std::all_of(seen.begin(), seen.end(), [](int times) { return times == 1; });
-}
-
-void check_schedule(uint64_t seed) {
-  std::mt19937_64 random(seed);
-  for (int i = 0; i < 20000; ++i) {
-    const int cluster = 1 + static_cast<int>(random() % 2);
-    count(covers_once(1 + random() % 4000, 16 * (1 + random() % 700), cluster, 1 + random() % 140));
-  }
-}
 
 // ---- checks ---------------------------------------------------------------------------------------------------
 
@@ -107,8 +79,6 @@ void check_small(uint64_t seed) {
 }
 
 void check_all(uint64_t seed) {
-  check_schedule(seed);
-  std::printf("schedules: %d right, %d wrong\n", passed, bench::failures);
   check_small(seed);
   const uint32_t sizes[][3] = {{1, 16, 8},      {66, 272, 72},    {127, 656, 1000},  {128, 1040, 64},
                                {129, 944, 456}, {191, 1296, 520}, {257, 528, 1544},  {385, 2064, 248}};
@@ -316,12 +286,11 @@ int main(int argument_count, char** arguments) {
   const uint64_t seed = argument_count > 1 ? std::strtoull(arguments[1], nullptr, 10) : std::random_device{}();
   const std::string mode = argument_count > 2 ? arguments[2] : "both";
   std::printf("seed %llu\n", static_cast<unsigned long long>(seed));
-  if (mode != "both" && mode != "schedule" && mode != "check" && mode != "check-small" && mode != "time") {
+  if (mode != "both" && mode != "check" && mode != "check-small" && mode != "time") {
     std::printf("no mode %s\n", mode.c_str());
     return 2;
   }
-  if (mode != "schedule") bench::print_device();
-  if (mode == "schedule") check_schedule(seed);
+  bench::print_device();
   if (mode == "check-small") check_small(seed);
   if (mode == "check" || mode == "both") check_all(seed);
   if (mode != "time") std::printf("%d passed, %d failed\n", passed, bench::failures);
