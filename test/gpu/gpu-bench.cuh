@@ -11,9 +11,12 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <functional>
 #include <memory>
 #include <vector>
+
+#include "../../sidecar/native/kvasir.h"
 
 namespace bench {
 
@@ -49,6 +52,19 @@ class Device {
   T* data_ = nullptr;
   uint64_t count_;
 };
+
+/** Of F16 or BF16. */
+inline double half_value(uint16_t bits, kvs_dtype dtype) {
+  if (dtype == KVS_F16) {
+    __half half;
+    std::memcpy(&half, &bits, 2);
+    return __half2float(half);
+  }
+  const uint32_t wide = static_cast<uint32_t>(bits) << 16;
+  float value;
+  std::memcpy(&value, &wide, 4);
+  return value;
+}
 
 __host__ __device__ inline uint32_t mix(uint64_t x) {
   x ^= x >> 30;

@@ -4,7 +4,6 @@
 #pragma once
 
 #include <cmath>
-#include <cstring>
 
 #include "../../sidecar/native/cuda/skinny-matmul.h"
 #include "gpu-bench.cuh"
@@ -20,18 +19,6 @@ struct Shape {
 
   uint32_t columns() const { return outputs / 2; }
 };
-
-inline double half_value(uint16_t bits, kvs_dtype dtype) {
-  if (dtype == KVS_F16) {
-    __half half;
-    std::memcpy(&half, &bits, 2);
-    return __half2float(half);
-  }
-  const uint32_t wide = static_cast<uint32_t>(bits) << 16;
-  float value;
-  std::memcpy(&value, &wide, 4);
-  return value;
-}
 
 /** Memory between two zones of NaN that nobody may read or write. */
 class Guarded {

@@ -16,6 +16,7 @@
 namespace {
 
 using bench::Device;
+using bench::half_value;
 
 /** Two families of kernels: rings of cp.async in each warp, for all GPUs, and stream-K on Hopper. */
 enum class Kernel { rings, stream_k };
@@ -47,18 +48,6 @@ struct Shape {
 
 uint64_t row_bytes_of(const Shape& shape) {
   return shape.weight_dtype == KVS_F8E4M3 ? kvs::fp8_row_bytes(shape.inputs) : uint64_t{shape.inputs} * 2;
-}
-
-double half_value(uint16_t bits, kvs_dtype dtype) {
-  if (dtype == KVS_F16) {
-    __half half;
-    std::memcpy(&half, &bits, 2);
-    return __half2float(half);
-  }
-  const uint32_t wide = static_cast<uint32_t>(bits) << 16;
-  float value;
-  std::memcpy(&value, &wide, 4);
-  return value;
 }
 
 __host__ __device__ float e4m3_value(uint8_t bits) {
