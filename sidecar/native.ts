@@ -16,6 +16,10 @@ export type DType = "f32" | "f16" | "bf16" | "f8e4m3";
 const DTYPE_CODES: Record<DType, number> = { f32: 0, f16: 1, bf16: 2, f8e4m3: 3 };
 export const DTYPE_BYTES: Record<DType, number> = { f32: 4, f16: 2, bf16: 2, f8e4m3: 1 };
 
+/** What becomes of y: "computed", it is of the compute type; "f32", it is F32; "added", it is F32 and added to. */
+export type ProductOutput = "computed" | "added" | "f32";
+const PRODUCT_FLAGS: Record<ProductOutput, number> = { computed: 0, added: 1, f32: 2 };
+
 export type Stream = "compute" | "load" | "save";
 const STREAM_CODES: Record<Stream, number> = { compute: 0, load: 1, save: 2 };
 
@@ -343,17 +347,15 @@ export class Device {
     weight: WeightHandle;
     bias: DeviceAddress;
     rowCount: number;
-    /** y += instead of y =. */
-    accumulate: boolean;
-    /** y is f32 whatever the compute type. */
-    f32Out: boolean;
+    output: ProductOutput;
   }): void {
-    const { y, x, weight, bias, rowCount } = args;
+    const { y, x, weight, bias, rowCount, output } = args;
     this.#assertRows(rowCount);
     assertAddresses({ y, x, weight });
-    const flags = (args.accumulate ? 1 : 0) | (args.f32Out ? 2 : 0);
     this.#check(
-      this.#symbols.kvs_matmul(this.#handle, y, x, weight as number as Pointer, bias, rowCount, flags),
+      this.#symbols.kvs_matmul(
+        this.#handle, y, x, weight as number as Pointer, bias, rowCount, PRODUCT_FLAGS[output],
+      ),
     );
   }
 

@@ -20,7 +20,7 @@ export interface Decoder {
   readonly outputMatrix: WeightHandle;
   /** hidden = layer(hidden) for every row of the step. */
   forwardLayer(layer: number, step: Step): void;
-  /** y = the norm before the output matrix, of `rowCount` rows of x. */
+  /** y = the norm before the output matrix, of `rowCount` rows of x, which is f32. */
   finalNorm(step: Step, y: DeviceAddress, x: DeviceAddress, rowCount: number): void;
 }
 
@@ -62,12 +62,12 @@ export interface PlainMlpWeights {
   readonly downBias: DeviceAddress;
 }
 
-/** The step being enqueued: its row count, its hooks, and activations of (maxRows, ...) in the compute
- * dtype. */
+/** The step being enqueued: its row count, its hooks, and activations of (maxRows, ...) in the compute dtype; the
+ * residual stream in f32, whose roundings would else be most of a 16-bit model's. */
 export class Step {
   rowCount = 0;
   hooks: ForwardHooks | null = null;
-  /** (rows, hidden): the residual stream. */
+  /** (rows, hidden) f32: the residual stream. */
   readonly hidden: DeviceAddress;
   /** (rows, hidden): inputs of attention and MLP; two, for families that run both on the same input. */
   readonly normed: DeviceAddress;
@@ -85,7 +85,7 @@ export class Step {
     const { heads, kvHeads, headDim, hiddenSize, intermediateSize, family } = config;
     const { maxRows, computeDtype } = device.config;
     const rows = (size: number): DeviceAddress => device.alloc(maxRows * size * DTYPE_BYTES[computeDtype]);
-    this.hidden = rows(hiddenSize);
+    this.hidden = device.alloc(maxRows * hiddenSize * DTYPE_BYTES.f32);
     this.normed = rows(hiddenSize);
     this.normedForMlp = family === "falcon" ? rows(hiddenSize) : NO_ADDRESS;
     this.#qkv = rows((heads + 2 * kvHeads) * headDim);
@@ -95,13 +95,13 @@ export class Step {
     this.#mlpOut = rows(intermediateSize);
   }
 
-  /** y = RMS norm of x. */
+  /** y = RMS norm of x, which is f32. */
   rmsNorm(y: DeviceAddress, x: DeviceAddress, weight: DeviceAddress, rowCount = this.rowCount): void {
     const { hiddenSize: size, normEpsilon: epsilon } = this.config;
     this.device.rmsNorm({ y, x, weight, rowCount, size, epsilon });
   }
 
-  /** y = layer norm of x. */
+  /** y = layer norm of x, which is f32. */
   layerNorm(
     y: DeviceAddress,
     x: DeviceAddress,
@@ -150,11 +150,11 @@ export class Step {
 
   #matmul(y: DeviceAddress, x: DeviceAddress, weight: WeightHandle, bias: DeviceAddress): void {
     const { rowCount } = this;
-    this.device.matmul({ y, x, weight, bias, rowCount, accumulate: false, f32Out: false });
+    this.device.matmul({ y, x, weight, bias, rowCount, output: "computed" });
   }
 
   #addMatmul(x: DeviceAddress, weight: WeightHandle, bias: DeviceAddress): void {
     const { hidden: y, rowCount } = this;
-    this.device.matmul({ y, x, weight, bias, rowCount, accumulate: true, f32Out: false });
+    this.device.matmul({ y, x, weight, bias, rowCount, output: "added" });
   }
 }

@@ -65,8 +65,9 @@ export class Model {
   readonly #decoder: Decoder;
   readonly #step: Step;
   readonly #graphs: DecodeGraphs;
-  /** (maxLogits, hidden) compute, and (maxLogits, vocab) F32. */
+  /** (maxLogits, hidden) F32, the same normed in the compute dtype, and (maxLogits, vocab) F32. */
   readonly #gathered: DeviceAddress;
+  readonly #normed: DeviceAddress;
   readonly logits: DeviceAddress;
 
   constructor(
@@ -84,7 +85,8 @@ export class Model {
     this.#decoder = decoder;
     this.#step = new Step(device, config);
     this.#graphs = new DecodeGraphs(device, maxSequences);
-    this.#gathered = device.alloc(maxLogits * config.hiddenSize * DTYPE_BYTES[computeDtype]);
+    this.#gathered = device.alloc(maxLogits * config.hiddenSize * DTYPE_BYTES.f32);
+    this.#normed = device.alloc(maxLogits * config.hiddenSize * DTYPE_BYTES[computeDtype]);
     this.logits = device.alloc(maxLogits * config.vocabSize * DTYPE_BYTES.f32);
   }
 
@@ -125,17 +127,16 @@ export class Model {
     }
     if (logitCount === 0) return;
     // Norms act row by row: gathering first norms only the rows that are wanted.
-    const y = this.#gathered;
-    this.device.gatherLogitRows({ y, x: step.hidden, logitCount, size: this.config.hiddenSize });
-    this.#decoder.finalNorm(step, y, y, logitCount);
+    const gathered = this.#gathered;
+    this.device.gatherLogitRows({ y: gathered, x: step.hidden, logitCount, size: this.config.hiddenSize });
+    this.#decoder.finalNorm(step, this.#normed, gathered, logitCount);
     this.device.matmul({
       y: this.logits,
-      x: y,
+      x: this.#normed,
       weight: this.#decoder.outputMatrix,
       bias: NO_ADDRESS,
       rowCount: logitCount,
-      accumulate: false,
-      f32Out: true,
+      output: "f32",
     });
   }
 }

@@ -11,7 +11,8 @@
  * Threads: one thread drives a device (the engine's); kvs_post may be called from any.
  *
  * Shapes are row-major. "compute" is the activation type of the device (F32 on the CPU library;
- * F32, BF16 or F16 on CUDA). Logits, norm weights and biases are always F32. */
+ * F32, BF16 or F16 on CUDA). Logits, norm weights and biases are always F32, and so is the residual
+ * stream: what embed writes, norms read, products are added to and logit rows are gathered from. */
 #ifndef KVASIR_H
 #define KVASIR_H
 
@@ -190,17 +191,17 @@ kvs_status kvs_begin_step(kvs_device *device, const int32_t *step, uint32_t byte
 
 /* ---- operations (compute stream) ------------------------------------------------------------- */
 
-/* y (row_count, hidden) compute = weight[token of the row]. */
+/* y (row_count, hidden) F32 = weight[token of the row]. */
 kvs_status kvs_embed(kvs_device *device, uint64_t y, kvs_weight *weight, uint32_t row_count);
-/* y = x / sqrt(mean(x^2) + epsilon) * weight; (row_count, size). y may be x. */
+/* y (row_count, size) compute = x / sqrt(mean(x^2) + epsilon) * weight; x F32, not overlapped by y. */
 kvs_status kvs_rms_norm(kvs_device *device, uint64_t y, uint64_t x, uint64_t weight, uint32_t row_count, uint32_t size,
                         float epsilon);
-/* y = (x - mean) / sqrt(variance + epsilon) * weight + bias (bias may be 0). */
+/* y = (x - mean) / sqrt(variance + epsilon) * weight + bias (bias may be 0); y and x likewise. */
 kvs_status kvs_layer_norm(kvs_device *device, uint64_t y, uint64_t x, uint64_t weight, uint64_t bias,
                           uint32_t row_count, uint32_t size, float epsilon);
 
 enum {
-  KVS_MATMUL_ACCUMULATE = 1, /* y += instead of y = (the residual add) */
+  KVS_MATMUL_ACCUMULATE = 1, /* y is F32, and y += instead of y = (the residual add) */
   KVS_MATMUL_F32_OUT = 2     /* y is F32 whatever the compute type (logits) */
 };
 /* y (row_count, weight rows) = x (row_count, weight cols) weight^T + bias. bias (weight rows) F32 or 0. y does not
@@ -220,7 +221,7 @@ kvs_status kvs_attention(kvs_device *device, uint64_t y, uint64_t q, uint32_t la
 kvs_status kvs_silu_mul(kvs_device *device, uint64_t y, uint64_t x, uint32_t row_count, uint32_t size);
 /* y = gelu(x), exact (erf). y may be x. */
 kvs_status kvs_gelu(kvs_device *device, uint64_t y, uint64_t x, uint32_t row_count, uint32_t size);
-/* y (logit_count, size) = the rows of x (row_count, size) that the step wants logits of. */
+/* y (logit_count, size) F32 = the rows of x (row_count, size) F32 that the step wants logits of. */
 kvs_status kvs_gather_logit_rows(kvs_device *device, uint64_t y, uint64_t x, uint32_t logit_count, uint32_t size);
 /* logits (logit_count, vocab_size) F32 -> results (kvs_sample_result[logit_count], kvs_alloc_host memory); the chosen
  * token is also written to tokens[slot][position + 1]. Logits may be overwritten. */

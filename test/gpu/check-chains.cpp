@@ -29,6 +29,7 @@ struct Shape {
 struct Program {
   const char* name;
   std::vector<uint32_t> buffers;  // values of a row
+  uint32_t residual;              // the buffer that norms read and products are added to: F32
   std::vector<Shape> weights;
   std::vector<Operation> operations;
 };
@@ -49,6 +50,7 @@ bool is_spent(const Program& program, uint32_t buffer) {
 Program layer(uint32_t hidden, uint32_t intermediate, uint32_t qkv) {
   return {"layer",
           {hidden, hidden, hidden, 2 * intermediate, intermediate, qkv},
+          1,
           {{hidden, hidden}, {2 * intermediate, hidden}, {hidden, intermediate}, {qkv, hidden}},
           {{Kind::product, 1, 0, 0, added},
            {Kind::norm, 2, 1},
@@ -64,23 +66,28 @@ Program oddities(uint32_t hidden, uint32_t intermediate) {
   std::vector<Operation> operations = {
       {Kind::norm, 1, 0},                 // a norm
       {Kind::product, 0, 1, 0, added},    // whose product is added to the rows that it normed
-      {Kind::norm, 1, 1},                 // in place
+      {Kind::norm, 1, 0},                 // over what may still be read
       {Kind::product, 2, 1, 1},           //
       {Kind::norm, 1, 0},                 // two norms, only the second multiplied
       {Kind::norm, 4, 0},                 //
       {Kind::product, 3, 4, 2, 0, true},  // a product whose gate comes late
       {Kind::product, 0, 4, 0, added},    //
       {Kind::gate, 2, 3},                 //
-      {Kind::product, 3, 4, 2, added},    // a gate behind a sum
+      {Kind::product, 0, 2, 3, added},    //
+      {Kind::product, 3, 4, 2, 0, true},  // a gate behind another product
+      {Kind::product, 1, 2, 3},           //
       {Kind::gate, 2, 3},                 //
       {Kind::product, 1, 2, 3},           //
   };
   for (uint32_t i = 0; i < 11; ++i) {
-    operations.push_back({Kind::product, i % 2 == 0 ? 0u : 4u, i % 2 == 0 ? 4u : 0u, 0, i % 3 == 0 ? added : 0});
+    const uint32_t y = i % 2 == 0 ? 1 : 4;
+    operations.push_back({Kind::product, y, 5 - y, 0});
+    if (i % 3 == 0) operations.push_back({Kind::product, 0, y, 0, added});
   }
   operations.push_back({Kind::product, 3, 4, 2});  // waits at the end
   return {"oddities",
           {hidden, hidden, intermediate, 2 * intermediate, hidden},
+          0,
           {{hidden, hidden}, {intermediate, hidden}, {2 * intermediate, hidden}, {hidden, intermediate}},
           operations};
 }
@@ -118,7 +125,7 @@ class Run {
     std::vector<std::vector<uint64_t>> of_runs;
     for (uint32_t i = 0; i < repeats; ++i) {
       std::vector<uint64_t> placed;
-      for (const std::vector<float>& values : before_) placed.push_back(side.activations(values));
+      for (size_t b = 0; b < before_.size(); ++b) placed.push_back(side.place(before_[b], dtype_of(side, b)));
       of_runs.push_back(placed);
     }
     for (const std::vector<uint64_t>& placed : of_runs) {
@@ -130,8 +137,8 @@ class Run {
     for (const std::vector<uint64_t>& placed : of_runs) {
       Values values;
       for (size_t b = 0; b < placed.size(); ++b) {
-        values.push_back(is_spent(program_, b) ? std::vector<float>()
-                                               : side.read(placed[b], size_t{rows_} * program_.buffers[b]));
+        const size_t count = is_spent(program_, b) ? 0 : size_t{rows_} * program_.buffers[b];
+        values.push_back(count == 0 ? std::vector<float>() : side.read(placed[b], count, dtype_of(side, b)));
       }
       results.push_back(std::move(values));
     }
@@ -140,6 +147,10 @@ class Run {
   }
 
  private:
+  kvs_dtype dtype_of(const Side& side, size_t buffer) const {
+    return buffer == program_.residual ? kvs_dtype{KVS_F32} : side.config.compute_dtype;
+  }
+
   void enqueue(Side& side, const Operation& o, const std::vector<uint64_t>& buffers,
                const std::vector<kvs_weight*>& weights, const std::vector<uint64_t>& biases, uint64_t norm) const {
     const Library& lib = side.lib;

@@ -121,7 +121,8 @@ class Layer {
     qkv_ = side_.random_weight(512, 256, dtype, 2, 0.06f);
     out_ = side_.random_weight(256, 256, dtype, 3, 0.06f);
     norm_ = side_.floats(std::vector<float>(256, 1.0f));
-    hidden_ = side_.poisoned(32 * 256);
+    hidden_ = side_.poisoned(32 * 256, KVS_F32);
+    gathered_ = side_.poisoned(32 * 256, KVS_F32);
     normed_ = side_.poisoned(32 * 256);
     qkv_out_ = side_.poisoned(32 * 512);
     q_ = side_.poisoned(32 * 256);
@@ -138,7 +139,8 @@ class Layer {
     lib.ok(lib.append_kv(d, q_, qkv_out_, 0, 0, 0, rows, 1e-5f));
     lib.ok(lib.attention(d, y_, q_, 0, 0, rows));
     lib.ok(lib.matmul(d, hidden_, y_, out_, 0, rows, KVS_MATMUL_ACCUMULATE));
-    lib.ok(lib.gather_logit_rows(d, normed_, hidden_, rows, 256));
+    lib.ok(lib.gather_logit_rows(d, gathered_, hidden_, rows, 256));
+    lib.ok(lib.rms_norm(d, normed_, gathered_, norm_, rows, 256, 1e-5f));
     lib.ok(lib.matmul(d, logits_, normed_, embedding_, 0, rows, KVS_MATMUL_F32_OUT));
   }
 
@@ -189,7 +191,7 @@ class Layer {
   kvs_weight* embedding_;
   kvs_weight* qkv_;
   kvs_weight* out_;
-  uint64_t norm_, hidden_, normed_, qkv_out_, q_, y_, logits_;
+  uint64_t norm_, hidden_, gathered_, normed_, qkv_out_, q_, y_, logits_;
 };
 
 void check_graphs(Context& context, kvs_dtype dtype) {

@@ -70,6 +70,7 @@ class ModelBench {
     const std::vector<float> values = bench_values(2048 * widest);
     x_ = side_.activations(values);
     y_ = side_.activations(values);
+    residual_ = side_.floats(bench_values(2048ull * model.hidden));
     norm_ = side_.floats(std::vector<float>(widest, 1.0f));
   }
 
@@ -80,8 +81,8 @@ class ModelBench {
     const uint64_t hidden = model_.hidden;
     const check::Library& lib = side_.lib;
     kvs_device* d = side_.device;
-    bytes_line("rms_norm", 4 * rows * hidden + 4 * hidden,
-               [&](uint32_t) { lib.ok(lib.rms_norm(d, y_, x_, norm_, rows, model_.hidden, 1e-5f)); });
+    bytes_line("rms_norm", 6 * rows * hidden + 4 * hidden,
+               [&](uint32_t) { lib.ok(lib.rms_norm(d, y_, residual_, norm_, rows, model_.hidden, 1e-5f)); });
     bytes_line("append_kv", 4 * rows * qkv_size(),
                [&](uint32_t) { lib.ok(lib.append_kv(d, y_, x_, 0, 0, 0, rows, 1e-5f)); });
     bytes_line("silu_mul", 6ull * rows * model_.intermediate,
@@ -128,9 +129,9 @@ class ModelBench {
 
   void run_products() {
     matmul_line("qkv", qkv_size(), model_.hidden, 0);
-    matmul_line("o", model_.hidden, model_.heads * head_dim, KVS_MATMUL_ACCUMULATE);
+    matmul_line("o", model_.hidden, model_.heads * head_dim, KVS_MATMUL_ACCUMULATE, residual_);
     matmul_line("gate and up", 2 * model_.intermediate, model_.hidden, 0);
-    matmul_line("down", model_.hidden, model_.intermediate, KVS_MATMUL_ACCUMULATE);
+    matmul_line("down", model_.hidden, model_.intermediate, KVS_MATMUL_ACCUMULATE, residual_);
   }
 
   static kvs_device_config config_of(const Model& model) {
@@ -214,7 +215,7 @@ class ModelBench {
   uint32_t rows_ = 0;
   uint32_t key_ = 0;
   bool is_graph_ = false;
-  uint64_t x_ = 0, y_ = 0, norm_ = 0, logits_ = 0;
+  uint64_t x_ = 0, y_ = 0, residual_ = 0, norm_ = 0, logits_ = 0;
 };
 
 /** Bytes per us, read plus written, of copies inside the device. */

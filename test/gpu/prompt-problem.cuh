@@ -52,10 +52,6 @@ __device__ double value_of(const void* values, kvs_dtype dtype, uint64_t at) {
   if (dtype == KVS_F16) return __half2float(static_cast<const __half*>(values)[at]);
   return __bfloat162float(static_cast<const __nv_bfloat16*>(values)[at]);
 }
-__device__ double rounded(double value, kvs_dtype dtype) {
-  const float single = static_cast<float>(value);
-  return dtype == KVS_F16 ? __half2float(__float2half(single)) : __bfloat162float(__float2bfloat16(single));
-}
 __device__ double product_of(const kvs::SkinnyProduct& a, uint64_t row, uint64_t output) {
   double sum = a.bias == nullptr ? 0 : a.bias[output];
   for (uint64_t k = 0; k < a.inputs; ++k) {
@@ -69,8 +65,8 @@ __global__ void reference_product(double* gated, const kvs::SkinnyProduct a) {
   if (i >= static_cast<uint64_t>(a.rows) * columns) return;
   const uint64_t row = i / columns;
   const uint64_t column = i % columns;
-  const double gate = rounded(product_of(a, row, column), a.x_dtype);
-  const double up = rounded(product_of(a, row, columns + column), a.x_dtype);
+  const double gate = product_of(a, row, column);
+  const double up = product_of(a, row, columns + column);
   gated[i] = gate / (1 + exp(-gate)) * up;
 }
 

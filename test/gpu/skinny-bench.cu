@@ -150,12 +150,7 @@ class Problem {
   /** y before the product: random when it is added to, else NaN. */
   void prepare_y() {
     y_.fill_bytes(0xff);
-    if (!shape_.is_accumulating) return;
-    if (shape_.y_dtype == KVS_F32) {
-      bench::randomize(reinterpret_cast<float*>(y_.get()), y_.count() / 4, 99);
-    } else {
-      fill(reinterpret_cast<uint16_t*>(y_.get()), y_.count() / 4, shape_.y_dtype, 99, 1.0f);
-    }
+    if (shape_.is_accumulating) bench::randomize(reinterpret_cast<float*>(y_.get()), y_.count() / 4, 99);
   }
 
  private:
@@ -233,13 +228,13 @@ void check_case(const Shape& shape, uint64_t seed) {
 void check_small(uint64_t seed) {
   for (const uint32_t rows : {17u, 40u, 64u}) {
     check_case({rows, 48, 136}, seed + rows);
-    check_case({rows, 1040, 768, KVS_BF16, KVS_BF16, KVS_BF16, true, true}, seed + rows + 1);
+    check_case({rows, 1040, 768, KVS_BF16, KVS_BF16, KVS_F32, true, true}, seed + rows + 1);
     check_case({rows, 16384, 264, KVS_F16, KVS_F16, KVS_F32, false, true}, seed + rows + 2);
-    check_case({rows, 1040, 784, KVS_BF16, KVS_F8E4M3, KVS_BF16, true, true}, seed + rows + 3);
+    check_case({rows, 1040, 784, KVS_BF16, KVS_F8E4M3, KVS_BF16, true}, seed + rows + 3);
   }
   for (const uint32_t rows : {1u, 9u, 16u}) {
     check_case({rows, 24, 128, KVS_BF16, KVS_BF16, KVS_F32}, seed + rows);
-    check_case({rows, 288, 768, KVS_BF16, KVS_BF16, KVS_BF16, true, true}, seed + rows + 1);
+    check_case({rows, 288, 768, KVS_BF16, KVS_BF16, KVS_BF16, true}, seed + rows + 1);
     check_case({rows, 512, 1024, KVS_F16, KVS_F8E4M3, KVS_F32}, seed + rows + 2);
     check_case({rows, 40, 192}, seed + rows + 4);  // units of half the size
     check_case({rows, 40, 384, KVS_BF16, KVS_F8E4M3}, seed + rows + 5);
@@ -251,7 +246,7 @@ void check_all(uint64_t seed) {
   check_small(seed);
   for (const uint32_t rows : {1u, 3u, 4u, 5u, 8u, 9u, 16u, 17u, 32u, 33u, 48u, 64u}) {
     check_case({rows, 4096, 4096}, seed + rows);
-    check_case({rows, 5120, 13824, KVS_BF16, KVS_BF16, KVS_BF16, false, true}, seed + rows + 1);
+    check_case({rows, 5120, 13824, KVS_BF16, KVS_BF16, KVS_F32, false, true}, seed + rows + 1);
     check_case({rows, 1000, 1024, KVS_F16, KVS_F16, KVS_F16, true, false}, seed + rows + 2);
     check_case({rows, 32003, 512, KVS_BF16, KVS_BF16, KVS_F32, true, true}, seed + rows + 3);
     check_case({rows, 24, 128, KVS_BF16, KVS_BF16, KVS_F32}, seed + rows + 4);
@@ -260,7 +255,7 @@ void check_all(uint64_t seed) {
       check_case({rows, 208, inputs, KVS_BF16, KVS_F8E4M3, KVS_F32}, seed + rows + inputs);
       check_case({rows, 1040, inputs, KVS_F16, KVS_F8E4M3, KVS_F32, true, true}, seed + rows + inputs + 1);
     }
-    check_case({rows, 6144, 4096, KVS_F16, KVS_F8E4M3, KVS_F16, true, true}, seed + rows + 6);
+    check_case({rows, 6144, 4096, KVS_F16, KVS_F8E4M3, KVS_F16, true}, seed + rows + 6);
     check_case({rows, 288, 768, KVS_BF16, KVS_BF16, KVS_F32, false, false}, seed + rows + 7);
   }
 }
@@ -322,11 +317,13 @@ void time_layer(Kernel kernel, const Layer& layer, uint32_t rows, kvs_dtype weig
   const Problem problem({rows, 8, 256}, 5);  // for its workspace
   const kvs::SkinnyDevice device = problem.device();
   const auto buffer = [&](uint32_t columns) { return Device<__nv_bfloat16>(uint64_t{rows} * columns); };
-  Device<__nv_bfloat16> attended = buffer(hidden), sum = buffer(hidden), mlp_in = buffer(2 * layer.intermediate),
+  Device<float> sum(uint64_t{rows} * hidden);
+  Device<__nv_bfloat16> attended = buffer(hidden), normed = buffer(hidden), mlp_in = buffer(2 * layer.intermediate),
                         mlp_out = buffer(layer.intermediate), qkv = buffer(layer.qkv);
   Device<float> scales(2 * layer.intermediate);
   bench::randomize(attended.get(), attended.count(), 1);
   bench::randomize(sum.get(), sum.count(), 2);
+  bench::randomize(normed.get(), normed.count(), 4);
   bench::randomize(mlp_out.get(), mlp_out.count(), 3);
   bench::randomize(scales.get(), scales.count(), 5, 0.01f);
   const auto products = [&](int copy) {
@@ -342,10 +339,15 @@ void time_layer(Kernel kernel, const Layer& layer, uint32_t rows, kvs_dtype weig
       all[i].scales = scales.get();
       weight += static_cast<uint64_t>(sizes[i][0]) * sizes[i][1] * value_bytes;
     }
-    all[0].x = attended.get(), all[0].y = sum.get(), all[0].is_accumulating = true;
-    all[1].x = sum.get(), all[1].y = mlp_in.get(), all[1].gated = mlp_out.get();
-    all[2].x = mlp_out.get(), all[2].y = sum.get(), all[2].is_accumulating = true;
-    all[3].x = sum.get(), all[3].y = qkv.get();
+    for (const int i : {0, 2}) {
+      all[i].y = sum.get();
+      all[i].y_dtype = KVS_F32;
+      all[i].is_accumulating = true;
+    }
+    all[0].x = attended.get();
+    all[1].x = normed.get(), all[1].y = mlp_in.get(), all[1].gated = mlp_out.get();
+    all[2].x = mlp_out.get();
+    all[3].x = normed.get(), all[3].y = qkv.get();
     return all;
   };
   for (const kvs::SkinnyProduct& product : products(0)) {

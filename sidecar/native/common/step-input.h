@@ -30,6 +30,7 @@ StepInput parse_step(const int32_t* step, uint32_t bytes, const kvs_device_confi
 void check_config(const kvs_device_config* config);
 
 inline uint32_t dtype_bytes(kvs_dtype dtype) { return dtype == KVS_F32 ? 4 : dtype == KVS_F8E4M3 ? 1 : 2; }
+inline uint64_t f32_bytes(uint64_t rows, uint64_t size) { return rows * size * sizeof(float); }
 
 /** Layout of a block: [layer][K|V][kv head][token][head_dim]. */
 inline uint64_t layer_bytes_of(const kvs_device_config& config) {

@@ -9,6 +9,7 @@
 
 using kvs::checked;
 using kvs::enqueue;
+using kvs::f32_bytes;
 using kvs::guard;
 using kvs::require;
 
@@ -16,8 +17,6 @@ namespace {
 
 /** Row kernels: below this many floats an operation is not worth waking other threads for. */
 constexpr uint64_t item_floats = 16384;
-
-uint64_t f32_bytes(uint64_t rows, uint64_t size) { return rows * size * sizeof(float); }
 
 void check_rows(const kvs_device& device, uint32_t row_count) {
   require(row_count > 0 && row_count <= device.config.max_rows, "%u rows, 1 to %u", row_count, device.config.max_rows);

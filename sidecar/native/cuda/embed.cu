@@ -15,8 +15,8 @@ namespace {
 constexpr uint32_t threads = 256;
 
 /** One block a row. Padding computes garbage, of a token that exists. */
-template <class Y, class W>
-__global__ void embed_kernel(Y* y, const W* weight, const float* scales, DeviceStep step, const int32_t* tokens,
+template <class W>
+__global__ void embed_kernel(float* y, const W* weight, const float* scales, DeviceStep step, const int32_t* tokens,
                              uint32_t token_stride, uint32_t cols) {
   wait_for_previous_kernels();
   let_next_kernel_start();
@@ -29,19 +29,18 @@ __global__ void embed_kernel(Y* y, const W* weight, const float* scales, DeviceS
   }
   constexpr bool is_fp8 = std::is_same_v<W, __nv_fp8_e4m3>;
   const W* from = weight + token * (is_fp8 ? fp8_row_bytes(cols) : cols);
-  Y* to = y + static_cast<uint64_t>(row) * cols;
+  float* to = y + static_cast<uint64_t>(row) * cols;
   const float scale = scales == nullptr ? 1.0f : scales[token];
   for (uint32_t col = threadIdx.x; col < cols; col += threads) {
-    to[col] = from_float<Y>(scale * to_float(from[is_fp8 ? fp8_place(col) : col]));
+    to[col] = scale * to_float(from[is_fp8 ? fp8_place(col) : col]);
   }
 }
 
-template <class T>
-__global__ void gather_kernel(T* y, const T* x, const int32_t* logit_row, uint32_t size) {
+__global__ void gather_kernel(float* y, const float* x, const int32_t* logit_row, uint32_t size) {
   wait_for_previous_kernels();
   let_next_kernel_start();
-  const T* from = x + static_cast<uint64_t>(logit_row[blockIdx.x]) * size;
-  T* to = y + static_cast<uint64_t>(blockIdx.x) * size;
+  const float* from = x + static_cast<uint64_t>(logit_row[blockIdx.x]) * size;
+  float* to = y + static_cast<uint64_t>(blockIdx.x) * size;
   for (uint32_t i = threadIdx.x; i < size; i += threads) to[i] = from[i];
 }
 
@@ -59,17 +58,13 @@ kvs_status kvs_embed(kvs_device* device, uint64_t y, kvs_weight* weight, uint32_
     const kvs_weight& w = d.known(weight);
     require(w.rows == d.config.vocab_size && w.cols == d.config.hidden_size,
             "embed: the weight is (%u, %u), not (vocab_size, hidden_size)", w.rows, w.cols);
-    char* to = d.device_memory(y, d.compute_bytes(row_count, w.cols), "y");
-    kvs::with_type(d.config.compute_dtype, [&](auto y_type) {
-      kvs::with_stored_type(w.dtype, [&](auto w_type) {
-        using Y = decltype(y_type);
-        using W = decltype(w_type);
-        const cudaError_t error =
-            kvs::launch(kvs::embed_kernel<Y, W>, row_count, kvs::threads, 0, d.compute_stream(),
-                        reinterpret_cast<Y*>(to), w.memory.as<const W>(), w.scales.as<const float>(), d.step.arrays(),
-                        d.tokens.as<const int32_t>(), d.token_stride(), w.cols);
-        kvs::check_cuda(error, "kvs_embed");
-      });
+    float* to = d.device_memory<float>(y, kvs::f32_bytes(row_count, w.cols), "y");
+    kvs::with_stored_type(w.dtype, [&](auto w_type) {
+      using W = decltype(w_type);
+      const cudaError_t error = kvs::launch(kvs::embed_kernel<W>, row_count, kvs::threads, 0, d.compute_stream(), to,
+                                            w.memory.as<const W>(), w.scales.as<const float>(), d.step.arrays(),
+                                            d.tokens.as<const int32_t>(), d.token_stride(), w.cols);
+      kvs::check_cuda(error, "kvs_embed");
     });
   });
 }
@@ -78,15 +73,11 @@ kvs_status kvs_gather_logit_rows(kvs_device* device, uint64_t y, uint64_t x, uin
   return with_device(device, [&](kvs_device& d) {
     require(size > 0 && logit_count > 0 && logit_count == d.facts.logit_count,
             "gather: %u logit rows, but the step that has begun has %u", logit_count, d.facts.logit_count);
-    char* to = d.device_memory(y, d.compute_bytes(logit_count, size), "y");
-    const char* from = d.device_memory(x, d.compute_bytes(d.facts.row_count, size), "x");
-    kvs::with_type(d.config.compute_dtype, [&](auto type) {
-      using T = decltype(type);
-      const cudaError_t error =
-          kvs::launch(kvs::gather_kernel<T>, logit_count, kvs::threads, 0, d.compute_stream(),
-                      reinterpret_cast<T*>(to), reinterpret_cast<const T*>(from), d.step.arrays().logit_row, size);
-      kvs::check_cuda(error, "kvs_gather_logit_rows");
-    });
+    float* to = d.device_memory<float>(y, kvs::f32_bytes(logit_count, size), "y");
+    const float* from = d.device_memory<const float>(x, kvs::f32_bytes(d.facts.row_count, size), "x");
+    const cudaError_t error = kvs::launch(kvs::gather_kernel, logit_count, kvs::threads, 0, d.compute_stream(), to,
+                                          from, d.step.arrays().logit_row, size);
+    kvs::check_cuda(error, "kvs_gather_logit_rows");
   });
 }
 

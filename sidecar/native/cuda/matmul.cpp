@@ -35,7 +35,7 @@ bool wants_scales_after() {
 /** Of an FP8 product before its scales: F32 ones lie where y will, others in memory of their own, in BF16 whatever the
  * compute type, as F16 ends at 65504: 448 x 448 is more. */
 kvs_dtype sums_dtype_of(const MatmulArgs& args) {
-  return args.is_f32_out && !args.is_accumulating ? KVS_F32 : KVS_BF16;
+  return args.y_dtype == KVS_F32 && !args.is_accumulating ? KVS_F32 : KVS_BF16;
 }
 
 /** Grows `memory` to `bytes`; what captured graphs may still use is kept. */
@@ -73,9 +73,10 @@ void Matmuls::prepare_fp8(kvs_weight& weight) {
   const cudaDataType_t y_type = cuda_type(config_.compute_dtype);
   const uint32_t row_bytes = fp8_row_bytes(weight.cols);
   const ProductShape scaled{CUDA_R_8F_E4M3, y_type, 256, weight.rows, row_bytes, false, false, true};
+  const ProductShape added{CUDA_R_8F_E4M3, CUDA_R_32F, 256, weight.rows, row_bytes, true, false, true};
   const ProductShape unscaled{CUDA_R_8F_E4M3, CUDA_R_16BF, 256, weight.rows, row_bytes, false, false, false};
   // Inside the product they cost nothing.
-  weight.is_scaled_after = wants_scales_after() || !library_.supports(scaled);
+  weight.is_scaled_after = wants_scales_after() || !library_.supports(scaled) || !library_.supports(added);
   if (weight.is_scaled_after) {
     if (!library_.supports(unscaled)) {
       fail(KVS_UNSUPPORTED,
@@ -99,7 +100,7 @@ ProductShape Matmuls::shape_of(const MatmulArgs& args) const {
     shape.output_type = cuda_type(sums_dtype_of(args));
     return shape;
   }
-  shape.output_type = args.is_f32_out ? CUDA_R_32F : cuda_type(config_.compute_dtype);
+  shape.output_type = cuda_type(args.y_dtype);
   shape.is_accumulating = args.is_accumulating;
   shape.has_bias = args.bias != nullptr;
   shape.has_scales = args.weight->dtype == KVS_F8E4M3;
@@ -113,7 +114,7 @@ SkinnyProduct Matmuls::as_skinny(const MatmulArgs& args) const {
   product.weight = args.weight->memory.as();
   product.scales = args.weight->scales.as<const float>();
   product.bias = args.bias;
-  product.y_dtype = args.is_f32_out ? kvs_dtype{KVS_F32} : config_.compute_dtype;
+  product.y_dtype = args.y_dtype;
   product.x_dtype = config_.compute_dtype;
   product.weight_dtype = args.weight->dtype;
   product.rows = args.row_count;
@@ -162,7 +163,7 @@ void Matmuls::enqueue_scaled_after(Product product, const MatmulArgs& args, cuda
   scaling.row_scales = product.x_scales;
   scaling.output_scales = product.weight_scales;
   scaling.bias = args.bias;
-  scaling.y_dtype = args.is_f32_out ? kvs_dtype{KVS_F32} : config_.compute_dtype;
+  scaling.y_dtype = args.y_dtype;
   scaling.sums_dtype = sums_dtype;
   scaling.rows = args.row_count;
   scaling.outputs = args.weight->rows;
@@ -180,16 +181,16 @@ extern "C" kvs_status kvs_matmul(kvs_device* device, uint64_t y, uint64_t x, kvs
     kvs::require((flags & ~(KVS_MATMUL_ACCUMULATE | KVS_MATMUL_F32_OUT)) == 0, "matmul: flags %u", flags);
     kvs::require(y % kvs::matmul_alignment_bytes == 0 && x % kvs::matmul_alignment_bytes == 0,
                  "matmul: x and y must be 16-byte aligned");
-    const bool is_f32_out = (flags & KVS_MATMUL_F32_OUT) != 0;
+    const kvs_dtype y_dtype = flags != 0 ? kvs_dtype{KVS_F32} : d.config.compute_dtype;
     const uint64_t y_count = static_cast<uint64_t>(row_count) * w.rows;
     const kvs::MatmulArgs args{
-        d.device_memory(y, is_f32_out ? y_count * sizeof(float) : d.compute_bytes(row_count, w.rows), "y"),
+        d.device_memory(y, y_count * kvs::dtype_bytes(y_dtype), "y"),
         d.device_memory(x, d.compute_bytes(row_count, w.cols), "x"),
         &w,
         bias == 0 ? nullptr : d.device_memory<const float>(bias, w.rows * sizeof(float), "bias"),
         row_count,
-        (flags & KVS_MATMUL_ACCUMULATE) != 0,
-        is_f32_out};
+        y_dtype,
+        (flags & KVS_MATMUL_ACCUMULATE) != 0};
     d.add_product(args);
   });
 }

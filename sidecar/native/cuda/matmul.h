@@ -14,13 +14,13 @@
 namespace kvs {
 
 struct MatmulArgs {
-  void* y;        // (row_count, weight rows), compute type or F32
+  void* y;        // (row_count, weight rows) of y_dtype
   const void* x;  // (row_count, weight cols), compute type
   const kvs_weight* weight;
   const float* bias;  // (weight rows) or null
   uint32_t row_count;
-  bool is_accumulating;
-  bool is_f32_out;
+  kvs_dtype y_dtype;     // compute type or F32
+  bool is_accumulating;  // y += instead of y =; F32
 };
 
 class Matmuls {

@@ -13,8 +13,9 @@ namespace kvs {
 
 namespace {
 
-constexpr uint32_t threads_max = 512;
+constexpr uint32_t threads_max = 768;
 constexpr uint32_t threads_per_sm = 1536;  // registers allow no more
+constexpr uint32_t width = 4;              // neighbours that a thread holds: 16 bytes of x
 
 struct NormArgs {
   const float* weight;
@@ -31,29 +32,32 @@ __device__ float normed(float x, float shift, float scale, float weight, float b
 
 __device__ float bias_at(const NormArgs& args, uint32_t i) { return args.bias == nullptr ? 0.0f : args.bias[i]; }
 
-/** The elements that this thread holds: up to `vectors` of 16 bytes. */
-template <class T, uint32_t vectors>
+/** `width` neighbours, moved at once. */
+template <class T>
+struct alignas(sizeof(T) * width) Four {
+  T values[width];
+};
+
+/** The elements that this thread holds: up to `vectors` times four. */
+template <uint32_t vectors>
 struct HeldRow {
-  static constexpr uint32_t width = Vector<T>::size;
-  Vector<T> held[vectors];
+  Four<float> held[vectors];
 
   __device__ static uint32_t at(uint32_t vector) { return (vector * blockDim.x + threadIdx.x) * width; }
 
-  __device__ void load(const T* x, uint32_t size) {
+  __device__ void load(const float* x, uint32_t size) {
 #pragma unroll
     for (uint32_t v = 0; v < vectors; ++v) {
-      held[v] = at(v) < size ? *reinterpret_cast<const Vector<T>*>(x + at(v)) : Vector<T>{};
+      held[v] = at(v) < size ? *reinterpret_cast<const Four<float>*>(x + at(v)) : Four<float>{};
     }
   }
-
-  __device__ float value(uint32_t vector, uint32_t k) const { return to_float(held[vector].values[k]); }
 
   __device__ float sum() const {
     float total = 0.0f;
 #pragma unroll
     for (uint32_t v = 0; v < vectors; ++v) {
 #pragma unroll
-      for (uint32_t k = 0; k < width; ++k) total += value(v, k);
+      for (uint32_t k = 0; k < width; ++k) total += held[v].values[k];
     }
     return block_reduce<Sum>(total);
   }
@@ -64,67 +68,62 @@ struct HeldRow {
     for (uint32_t v = 0; v < vectors; ++v) {
       if (at(v) >= size) break;
 #pragma unroll
-      for (uint32_t k = 0; k < width; ++k) total = fmaf(value(v, k) - shift, value(v, k) - shift, total);
+      for (uint32_t k = 0; k < width; ++k) {
+        const float d = held[v].values[k] - shift;
+        total = fmaf(d, d, total);
+      }
     }
     return block_reduce<Sum>(total);
   }
 
-  template <class Weights>
+  template <class T, class Weights>
   __device__ void store(T* y, float shift, float scale, const Weights& weights, const NormArgs& args) const {
 #pragma unroll
     for (uint32_t v = 0; v < vectors; ++v) {
       if (at(v) >= args.size) break;
-      Vector<T> vector;
+      const Four<float> weight = weights.get(v, at(v));
+      Four<T> four;
 #pragma unroll
       for (uint32_t k = 0; k < width; ++k) {
-        const float weight = weights.get(v, k, at(v) + k);
-        vector.values[k] = from_float<T>(normed(value(v, k), shift, scale, weight, bias_at(args, at(v) + k)));
+        const float value = normed(held[v].values[k], shift, scale, weight.values[k], bias_at(args, at(v) + k));
+        four.values[k] = from_float<T>(value);
       }
-      *reinterpret_cast<Vector<T>*>(y + at(v)) = vector;
+      *reinterpret_cast<Four<T>*>(y + at(v)) = four;
     }
   }
 };
 
-/** The weights of the elements that a HeldRow<T, vectors> holds: in registers, too, where these suffice for both. */
-template <class T, uint32_t vectors>
+/** The weights of the elements that a HeldRow<vectors> holds: in registers, too, where these suffice for both. */
+template <uint32_t vectors>
 struct Weights {
-  static constexpr uint32_t width = Vector<T>::size;
-  static constexpr bool are_held = vectors * width <= 32;
+  static constexpr bool are_held = vectors <= 4;
   const float* all;
-  float4 held[are_held ? vectors * width / 4 : 1];
+  HeldRow<are_held ? vectors : 1> row;
 
   __device__ Weights(const float* weight, uint32_t size) : all(weight) {
-    if constexpr (are_held) {
-#pragma unroll
-      for (uint32_t i = 0; i < vectors * width / 4; ++i) {
-        const uint32_t at = HeldRow<T, vectors>::at(i * 4 / width) + i * 4 % width;
-        held[i] = at < size ? *reinterpret_cast<const float4*>(weight + at) : float4{};
-      }
-    }
+    if constexpr (are_held) row.load(weight, size);
   }
-
-  /** Of value k of a vector; i: its place in the row. */
-  __device__ float get(uint32_t vector, uint32_t k, uint32_t i) const {
-    if constexpr (!are_held) return all[i];
-    const float4& four = held[(vector * width + k) / 4];
-    return k % 4 == 0 ? four.x : k % 4 == 1 ? four.y : k % 4 == 2 ? four.z : four.w;
+  /** Of a vector; i: its place in the row. */
+  __device__ Four<float> get(uint32_t vector, uint32_t i) const {
+    if constexpr (are_held) return row.held[vector];
+    return *reinterpret_cast<const Four<float>*>(all + i);
   }
 };
 
 template <class T, uint32_t vectors>
 __global__ void __launch_bounds__(threads_max)
-    norm_vectors_kernel(T* y, const T* x, uint32_t row_count, NormArgs args) {
+    norm_vectors_kernel(T* y, const float* x, uint32_t row_count, NormArgs args) {
   let_next_kernel_start();
+  const Weights<vectors> weights(args.weight, args.size);  // do not depend on the kernels before
   wait_for_previous_kernels();
-  const Weights<T, vectors> weights(args.weight, args.size);
   const float size = static_cast<float>(args.size);
   const auto at = [&](uint32_t r) { return static_cast<uint64_t>(r) * args.size; };
   constexpr bool is_ahead = vectors <= 2;  // there are registers for the row to come
-  HeldRow<T, vectors> next;
+  HeldRow<vectors> next;
   if (is_ahead) next.load(x + at(blockIdx.x), args.size);
   for (uint32_t r = blockIdx.x; r < row_count; r += gridDim.x) {
     if (!is_ahead) next.load(x + at(r), args.size);
-    const HeldRow<T, vectors> row = next;
+    const HeldRow<vectors> row = next;
     if (is_ahead && r + gridDim.x < row_count) next.load(x + at(r + gridDim.x), args.size);
     const float mean = args.is_rms ? 0.0f : row.sum() / size;
     const float scale = 1.0f / sqrtf(row.sum_of_squares(mean, args.size) / size + args.epsilon);
@@ -133,33 +132,32 @@ __global__ void __launch_bounds__(threads_max)
 }
 
 template <class T>
-__global__ void norm_elements_kernel(T* y, const T* x, NormArgs args) {
+__global__ void norm_elements_kernel(T* y, const float* x, NormArgs args) {
   let_next_kernel_start();
   wait_for_previous_kernels();
   const uint64_t begin = static_cast<uint64_t>(blockIdx.x) * args.size;
-  const T* from = x + begin;
+  const float* from = x + begin;
   const float size = static_cast<float>(args.size);
   float mean = 0.0f;
   if (!args.is_rms) {
     float total = 0.0f;
-    for (uint32_t i = threadIdx.x; i < args.size; i += blockDim.x) total += to_float(from[i]);
+    for (uint32_t i = threadIdx.x; i < args.size; i += blockDim.x) total += from[i];
     mean = block_reduce<Sum>(total) / size;
   }
   float squares = 0.0f;
   for (uint32_t i = threadIdx.x; i < args.size; i += blockDim.x) {
-    const float d = to_float(from[i]) - mean;
+    const float d = from[i] - mean;
     squares = fmaf(d, d, squares);
   }
   const float scale = 1.0f / sqrtf(block_reduce<Sum>(squares) / size + args.epsilon);
   for (uint32_t i = threadIdx.x; i < args.size; i += blockDim.x) {
-    y[begin + i] = from_float<T>(normed(to_float(from[i]), mean, scale, args.weight[i], bias_at(args, i)));
+    y[begin + i] = from_float<T>(normed(from[i], mean, scale, args.weight[i], bias_at(args, i)));
   }
 }
 
 template <class T>
-cudaError_t launch_norm(T* y, const T* x, uint32_t row_count, const NormArgs& args, int sm_count,
+cudaError_t launch_norm(T* y, const float* x, uint32_t row_count, const NormArgs& args, int sm_count,
                         cudaStream_t stream) {
-  constexpr uint32_t width = Vector<T>::size;
   constexpr uint32_t vectors_max = 8;
   const uint32_t vectors = (args.size + width - 1) / width;
   const bool is_aligned_all = is_aligned(x, 16) && is_aligned(y, 16) && is_aligned(args.weight, 16);
@@ -183,16 +181,14 @@ kvs_status norm(kvs_device* device, uint64_t y, uint64_t x, uint32_t row_count, 
   return with_device(device, [&](kvs_device& d) {
     check_rows(d, row_count);
     require(args.size > 0 && args.epsilon >= 0.0f, "%s: size must be positive, epsilon not negative", name);
-    const uint64_t bytes = d.compute_bytes(row_count, args.size);
-    char* to = d.device_memory(y, bytes, "y");
-    const char* from = d.device_memory(x, bytes, "x");
+    char* to = d.device_memory(y, d.compute_bytes(row_count, args.size), "y");
+    const float* from = d.device_memory<const float>(x, f32_bytes(row_count, args.size), "x");
     args.weight = d.device_memory<const float>(weight, args.size * sizeof(float), "weight");
     args.bias = bias == 0 ? nullptr : d.device_memory<const float>(bias, args.size * sizeof(float), "bias");
     with_type(d.config.compute_dtype, [&](auto type) {
       using T = decltype(type);
-      check_cuda(launch_norm(reinterpret_cast<T*>(to), reinterpret_cast<const T*>(from), row_count, args,
-                             d.gpu.sm_count, d.compute_stream()),
-                 name);
+      check_cuda(
+          launch_norm(reinterpret_cast<T*>(to), from, row_count, args, d.gpu.sm_count, d.compute_stream()), name);
     });
   });
 }

@@ -81,15 +81,12 @@ __device__ __forceinline__ void add_bias(const PromptParams& p, int first, Promp
   }
 }
 
-/** silu(gate) * up of two neighbours, gate and up rounded first, as where they are stored. One reciprocal serves both:
- * these, not the additions, are what takes the time. The bound keeps the product of the denominators finite; what it
- * changes is below 1e-16 of up. */
+/** silu(gate) * up of two neighbours. One reciprocal serves both: these, not the additions, are what takes the time.
+ * The bound keeps the product of the denominators finite; what it changes is below 1e-16 of up. */
 template <typename T>
-__device__ __forceinline__ uint32_t gate_pair(float gate_low, float gate_high, float up_low, float up_high) {
+__device__ __forceinline__ uint32_t gate_pair(const float2& gate, const float2& up) {
   constexpr float minus_log2_e = -1.44269504f;
   constexpr float most = 60.0f;
-  const float2 gate = unpack_pair<T>(pack_pair<T>(gate_low, gate_high));
-  const float2 up = unpack_pair<T>(pack_pair<T>(up_low, up_high));
   const float low = 1.0f + exp2_fast(fminf(gate.x * minus_log2_e, most));
   const float high = 1.0f + exp2_fast(fminf(gate.y * minus_log2_e, most));
   float inverse;
@@ -107,7 +104,7 @@ __device__ __forceinline__ void store_gated(const PromptParams& p, int first, co
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const float* gate = sums + (chunk + i / 2) * 8 + i % 2 * 2;
-      values[i] = gate_pair<typename Shape::T>(gate[0], gate[1], gate[4], gate[5]);
+      values[i] = gate_pair<typename Shape::T>({gate[0], gate[1]}, {gate[4], gate[5]});
     }
     staging.put(chunk, values);
   }

@@ -38,22 +38,21 @@ __device__ __forceinline__ void multiply_unit(const uint4 (&low)[Shape::loads], 
   }
 }
 
-/** One output after all of K: returns it as y stores it, which what has a gate does not. */
+/** One output after all of K: to y, unless it has a gate. Returns it. */
 template <typename T>
 __device__ __forceinline__ float store_result(const SkinnyParams& p, int row, int output, float value) {
   if (output >= p.outputs) return 0.0f;
   if (p.scales != nullptr) value *= p.scales[output];
   if (p.bias != nullptr) value += p.bias[output];
   const uint64_t at = static_cast<uint64_t>(row) * p.outputs + output;
-  if (p.is_f32_out) {
-    float* y = static_cast<float*>(p.y) + at;
-    *y = p.is_accumulating ? *y + value : value;
-    return value;
+  if (p.is_accumulating) {
+    atomicAdd(static_cast<float*>(p.y) + at, value);  // once: in memory itself nothing waits for what was there
+  } else if (p.is_f32_out) {
+    static_cast<float*>(p.y)[at] = value;
+  } else if (p.gated == nullptr) {
+    static_cast<T*>(p.y)[at] = static_cast<T>(value);
   }
-  T* y = static_cast<T*>(p.y) + at;
-  const T stored = static_cast<T>(p.is_accumulating ? static_cast<float>(*y) + value : value);
-  if (p.gated == nullptr) *y = stored;
-  return static_cast<float>(stored);
+  return value;
 }
 
 /** Finished sums of a tile's n-th lower and upper output: to y, gated, or to the partials of the slice. */

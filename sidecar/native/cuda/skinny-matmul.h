@@ -24,7 +24,7 @@ struct SkinnyProduct {
   uint32_t rows;
   uint32_t outputs;
   uint32_t inputs;
-  bool is_accumulating;  // y += instead of y =
+  bool is_accumulating;  // y += instead of y =; F32
   void* gated;  // (rows, outputs / 2) of x_dtype: silu(first half of y) * second half, in place of y, which is not
                 // written; null: not wanted. Not x's memory: thread blocks do not wait for one another
 };

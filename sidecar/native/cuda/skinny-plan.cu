@@ -74,14 +74,13 @@ uint64_t cost(const SkinnyParams& p, const SkinnyProduct& product) {
 bool has_served_types(const SkinnyProduct& product) {
   const bool is_half = product.x_dtype == KVS_BF16 || product.x_dtype == KVS_F16;
   return is_half && (is_fp8(product) || product.weight_dtype == product.x_dtype) &&
-         (product.y_dtype == product.x_dtype || product.y_dtype == KVS_F32);
+         (product.y_dtype == KVS_F32 || (product.y_dtype == product.x_dtype && !product.is_accumulating));
 }
 
 bool has_served_gate(const SkinnyProduct& product) {
   if (product.gated == nullptr) return true;
   const uint64_t half_bytes = static_cast<uint64_t>(product.outputs) / 2 * product.inputs * 2;
-  return product.outputs % 16 == 0 && half_bytes < (1ull << 31) && !product.is_accumulating &&
-         product.y_dtype == product.x_dtype;
+  return product.outputs % 16 == 0 && half_bytes < (1ull << 31) && product.y_dtype == product.x_dtype;
 }
 
 }  // namespace

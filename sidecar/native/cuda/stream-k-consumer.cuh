@@ -100,7 +100,7 @@ struct StreamKOutputs {
   __device__ bool are_there(const StreamKParams& p) const { return high < p.outputs; }
 };
 
-/** use(i-th pair of the thread, its row, sums of the lower and the upper output) for each pair of the segment. */
+/** use(row, sums of the lower and the upper output) for each pair of the segment. */
 template <typename Shape, typename Use>
 __device__ __forceinline__ void for_each_pair(const StreamKParams& p, const StreamKSegment& segment,
                                               const StreamKSums<Shape>& sums, Use use) {
@@ -110,7 +110,7 @@ __device__ __forceinline__ void for_each_pair(const StreamKParams& p, const Stre
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int row = part * 8 + threadIdx.x % 4 * 2 + i;
-      if (row < p.rows) use(part * 2 + i, row, sums[part * 4 + i], sums[part * 4 + 2 + i]);
+      if (row < p.rows) use(row, sums[part * 4 + i], sums[part * 4 + 2 + i]);
     }
   }
 }
@@ -119,40 +119,25 @@ __device__ __forceinline__ uint64_t offset_of(const StreamKParams& p, int row, c
   return static_cast<uint64_t>(row) * p.outputs + outputs.low;
 }
 
-/** What is added to: asked for before the products where it has 16 bits, so that nothing waits for it. */
-template <typename Shape>
-struct StreamKBefore {
-  using T = typename Shape::T;
-  uint32_t pairs[Shape::parts * 2];
-
-  __device__ __forceinline__ void load(const StreamKParams& p, const StreamKSegment& segment,
-                                       const StreamKOutputs& outputs, const StreamKSums<Shape>& sums) {
-    if (!p.is_accumulating || p.is_f32_out || !outputs.are_there(p)) return;
-    for_each_pair<Shape>(p, segment, sums, [&](int i, int row, float, float) {
-      pairs[i] = *reinterpret_cast<const uint32_t*>(static_cast<const T*>(p.y) + offset_of(p, row, outputs));
-    });
-  }
-  __device__ __forceinline__ float2 get(const StreamKParams& p, int i, int row, const StreamKOutputs& outputs) const {
-    if (!p.is_accumulating) return {0, 0};
-    if (!p.is_f32_out) return unpack_pair<T>(pairs[i]);
-    return *reinterpret_cast<const float2*>(static_cast<const float*>(p.y) + offset_of(p, row, outputs));
-  }
-};
-
 template <typename T>
 __device__ __forceinline__ void store_gated(const StreamKParams& p, int row, const StreamKOutputs& outputs, float low,
                                             float high) {
-  const float gate = static_cast<float>(static_cast<T>(low));  // as the product itself would have stored it
-  const float up = static_cast<float>(static_cast<T>(high));
   static_cast<T*>(p.gated)[static_cast<uint64_t>(row) * (p.outputs / 2) + outputs.low] =
-      static_cast<T>(gate / (1.0f + expf(-gate)) * up);
+      static_cast<T>(low / (1.0f + expf(-low)) * high);
+}
+
+/** In memory itself, once for each output: nothing waits for what was there. */
+__device__ __forceinline__ void add_to_memory(float* to, float low, float high) {
+  asm volatile("red.relaxed.gpu.global.add.v2.f32 [%0], {%1, %2};" ::"l"(to), "f"(low), "f"(high) : "memory");
 }
 
 template <typename T>
 __device__ __forceinline__ void store_neighbours(const StreamKParams& p, int row, const StreamKOutputs& outputs,
                                                  float low, float high) {
   const uint64_t at = offset_of(p, row, outputs);
-  if (p.is_f32_out) {
+  if (p.is_accumulating) {
+    add_to_memory(static_cast<float*>(p.y) + at, low, high);
+  } else if (p.is_f32_out) {
     *reinterpret_cast<float2*>(static_cast<float*>(p.y) + at) = {low, high};
   } else {
     *reinterpret_cast<uint32_t*>(static_cast<T*>(p.y) + at) = pack_pair<T>(low, high);
@@ -161,20 +146,18 @@ __device__ __forceinline__ void store_neighbours(const StreamKParams& p, int row
 
 template <typename Shape>
 __device__ __forceinline__ void store_sums(const StreamKParams& p, const StreamKSegment& segment,
-                                           const StreamKOutputs& outputs, const StreamKBefore<Shape>& before,
-                                           const StreamKSums<Shape>& sums) {
+                                           const StreamKOutputs& outputs, const StreamKSums<Shape>& sums) {
   using T = typename Shape::T;
   if (!outputs.are_there(p)) return;
   const float2 bias = p.bias == nullptr ? float2{0, 0} : float2{p.bias[outputs.low], p.bias[outputs.high]};
   const float2 scale = Shape::is_fp8 ? float2{p.scales[outputs.low], p.scales[outputs.high]} : float2{1, 1};
-  for_each_pair<Shape>(p, segment, sums, [&](int i, int row, float low, float high) {
+  for_each_pair<Shape>(p, segment, sums, [&](int row, float low, float high) {
     low = low * scale.x + bias.x;
     high = high * scale.y + bias.y;
     if (p.gated != nullptr) {
       store_gated<T>(p, row, outputs, low, high);
     } else {
-      const float2 sum = before.get(p, i, row, outputs);
-      store_neighbours<T>(p, row, outputs, low + sum.x, high + sum.y);
+      store_neighbours<T>(p, row, outputs, low, high);
     }
   });
 }
@@ -320,13 +303,11 @@ __device__ __forceinline__ void consume(const StreamKParams& p, const StreamKSha
   for (int at = begin; at < end;) {
     const StreamKSegment segment(p, shares, products.tile(), Shape::parts);
     const StreamKOutputs outputs(p, segment.tile * (Shape::tile_outputs / 16), row_of_lane<Shape>());
-    StreamKBefore<Shape> before;
-    before.load(p, segment, outputs, sums);
     const int count = min(end, segment.end) - at;
     products.run(count, sums);
     at += count;
     if (!segment.is_whole()) share_sums<Shape>(p, segment, sums);
-    store_sums<Shape>(p, segment, outputs, before, sums);
+    store_sums<Shape>(p, segment, outputs, sums);
   }
 }
 

@@ -115,10 +115,10 @@ bool stream_k_supports(const SkinnyProduct& product, const SkinnyDevice& device)
   const bool is_half = product.x_dtype == KVS_BF16 || product.x_dtype == KVS_F16;
   const bool is_fp8 = product.weight_dtype == KVS_F8E4M3;
   if (!is_half || (product.weight_dtype != product.x_dtype && !is_fp8)) return false;
-  if (product.y_dtype != product.x_dtype && product.y_dtype != KVS_F32) return false;
+  if (product.y_dtype != KVS_F32 && (product.y_dtype != product.x_dtype || product.is_accumulating)) return false;
   if (product.rows == 0 || product.rows > stream_k_rows_max) return false;
   if (product.inputs % (is_fp8 ? 16 : 8) != 0 || product.outputs % 16 != 0) return false;
-  if (product.gated != nullptr && (product.is_accumulating || product.y_dtype != product.x_dtype)) return false;
+  if (product.gated != nullptr && product.y_dtype != product.x_dtype) return false;
   return has_kernel(device.compute_capability);
 }
 

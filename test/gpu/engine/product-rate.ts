@@ -24,7 +24,7 @@ export function productRates(libraryPath: string): { burst: number; sustained: n
   const msOf = (count: number): number => {
     const begin = performance.now();
     for (let i = 0; i < count; i++) {
-      device.matmul({ y, x, weight, bias: NO_ADDRESS, rowCount: SIZE, accumulate: false, f32Out: false });
+      device.matmul({ y, x, weight, bias: NO_ADDRESS, rowCount: SIZE, output: "computed" });
     }
     device.record("compute", finished, true);
     while (!device.isDone(finished)) device.wait(WAIT_US);

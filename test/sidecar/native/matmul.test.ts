@@ -68,7 +68,7 @@ function multiply(
   const y = product.y === null ? operations.poisoned(rowCount * outputs) : operations.place(product.y);
   const x = operations.place(product.x);
   const bias = product.bias === null ? NO_ADDRESS : operations.place(product.bias);
-  device.matmul({ y, x, weight, bias, rowCount, accumulate: product.y !== null, f32Out: true });
+  device.matmul({ y, x, weight, bias, rowCount, output: product.y === null ? "f32" : "added" });
   const result = operations.read(y, rowCount * outputs);
   for (const address of [x, y, bias]) if (address !== NO_ADDRESS) device.free(address);
   device.freeWeight(weight);
@@ -160,7 +160,7 @@ describe.each(ISAS)("a matrix product on %s", (isa: Isa) => {
     }
     const y = operations.poisoned(outputs);
     const address = operations.place(x);
-    device.matmul({ y, x: address, weight, bias: NO_ADDRESS, rowCount: 1, accumulate: false, f32Out: true });
+    device.matmul({ y, x: address, weight, bias: NO_ADDRESS, rowCount: 1, output: "f32" });
     expectSameBits(operations.read(y, outputs), whole);
   });
 });

@@ -40,7 +40,7 @@ function erf(x: number): number {
 describe.each(ISAS)("on %s", (isa: Isa) => {
   const seed = testSeed();
 
-  test(`an RMS norm is that of doubles, also in place (SEED=${seed})`, () => {
+  test(`an RMS norm is that of doubles (SEED=${seed})`, () => {
     const random = new SeededRandom(seed);
     using operations = new OperationDevice({ isa });
     for (const size of SIZES) {
@@ -49,14 +49,11 @@ describe.each(ISAS)("on %s", (isa: Isa) => {
         const mean = row.reduce((sum, value) => sum + value * value, 0) / size;
         return row.map((value, i) => (value / Math.sqrt(mean + 1e-5)) * weight[i]!);
       });
-      for (const inPlace of [false, true]) {
-        const from = operations.place(x);
-        const y = inPlace ? from : operations.poisoned(ROWS * size);
-        operations.device.rmsNorm({
-          y, x: from, weight: operations.place(weight), rowCount: ROWS, size, epsilon: 1e-5,
-        });
-        expect(worst(operations.read(y, ROWS * size), expected)).toBeLessThan(1e-6);
-      }
+      const y = operations.poisoned(ROWS * size);
+      operations.device.rmsNorm({
+        y, x: operations.place(x), weight: operations.place(weight), rowCount: ROWS, size, epsilon: 1e-5,
+      });
+      expect(worst(operations.read(y, ROWS * size), expected)).toBeLessThan(1e-6);
     }
   });
 

@@ -25,7 +25,7 @@ class BusyDevice {
   work(): void {
     for (let i = 0; i < 4; i++) {
       this.device.matmul({
-        y: this.#y, x: this.#x, weight: this.#weight, bias: NO_ADDRESS, rowCount: 512, accumulate: false, f32Out: true,
+        y: this.#y, x: this.#x, weight: this.#weight, bias: NO_ADDRESS, rowCount: 512, output: "f32",
       });
     }
   }
