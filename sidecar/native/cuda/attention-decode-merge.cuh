@@ -97,45 +97,67 @@ __device__ void merge_warps(const DecodeParams& p, const SegmentOutput<Shape>& o
   }
 }
 
+/** A part of one head and four dims, as another block leaves it. */
+struct DecodePart {
+  const float2* state_at;
+  float4* values_at;
+  float2 state;
+  float4 values;
+
+  __device__ void look() {
+    state = look_at_part(state_at);
+    values = look_at_part(values_at);
+  }
+  __device__ bool is_whole() const { return is_there(state) && is_there(values); }
+};
+
+/** Waits for `count` parts: all that are missing are on their way at once. */
+template <int batch>
+__device__ __forceinline__ void wait_for_parts(DecodePart (&parts)[batch], int count) {
+  bool is_missing = true;
+  while (is_missing) {
+    is_missing = false;
+#pragma unroll
+    for (int i = 0; i < batch; ++i) {
+      if (i >= count || parts[i].is_whole()) continue;
+      parts[i].look();
+      is_missing = true;
+    }
+  }
+}
+
 /** Adds up the parts of one head and four dims, in the order of the blocks. slot_of(i): where the i-th lies. */
 template <int D, typename Shape, typename Slot>
 __device__ float4 add_up_parts(const DecodeParams& p, int head, int dim, int count, Slot slot_of, float& sum) {
-  constexpr int batch = 18;  // so many are on their way at once
+  constexpr int batch = 18;
   float most = -INFINITY;
   float4 total = {0, 0, 0, 0};
   sum = 0.0f;
   for (int begin = 0; begin < count; begin += batch) {
-    float2 state[batch];
-    float4 part[batch];
+    DecodePart parts[batch];
 #pragma unroll
     for (int i = 0; i < batch; ++i) {
-      state[i].x = -INFINITY;
-      if (begin + i >= count) continue;
+      parts[i].state = {0, 0};
       const int64_t at = static_cast<int64_t>(slot_of(begin + i)) * Shape::heads + head;
-      state[i] = look_at_part(p.states + at);
-      part[i] = look_at_part(reinterpret_cast<const float4*>(p.partials + at * D + dim));
+      parts[i].state_at = p.states + at;
+      parts[i].values_at = reinterpret_cast<float4*>(p.partials + at * D + dim);
     }
-#pragma unroll
-    for (int i = 0; i < batch; ++i) {
-      if (begin + i >= count) continue;
-      const int64_t at = static_cast<int64_t>(slot_of(begin + i)) * Shape::heads + head;
-      while (!is_there(state[i])) state[i] = look_at_part(p.states + at);
-      float4* from = reinterpret_cast<float4*>(p.partials + at * D + dim);
-      while (!is_there(part[i])) part[i] = look_at_part(from);
-      *from = {0, 0, 0, 0};
-    }
+    wait_for_parts(parts, count - begin);
     const float before = most;
 #pragma unroll
-    for (int i = 0; i < batch; ++i) most = fmaxf(most, state[i].x);
+    for (int i = 0; i < batch; ++i) {
+      if (begin + i < count) most = fmaxf(most, parts[i].state.x);
+    }
     const float factor = exp2_fast(before - most);
     total = {total.x * factor, total.y * factor, total.z * factor, total.w * factor};
     sum *= factor;
 #pragma unroll
     for (int i = 0; i < batch; ++i) {
       if (begin + i >= count) continue;
-      const float weight = exp2_fast(state[i].x - most);
-      sum += state[i].y * weight;
-      add_scaled(total, part[i], weight);
+      *parts[i].values_at = {0, 0, 0, 0};
+      const float weight = exp2_fast(parts[i].state.x - most);
+      sum += parts[i].state.y * weight;
+      add_scaled(total, parts[i].values, weight);
     }
   }
   return total;

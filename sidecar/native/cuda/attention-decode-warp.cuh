@@ -13,18 +13,29 @@ struct DecodeShape {
   static constexpr int warps = warps_;
   static constexpr int threads = warps * 32;
   static constexpr int heads = 8 * heads_8;  // of a unit, padded
-  static constexpr int pitch = D * 2 + 16;   // bytes of a row in shared memory: odd in 16-byte words, no bank conflicts
-  static constexpr int stage_bytes = 2 * decode_tile_tokens * pitch;
-  static constexpr int query_bytes = heads * pitch;
+  static constexpr int row_bytes = D * 2;    // of a key or value; its 16-byte chunks change places, see swizzled()
+  static constexpr int stage_bytes = 2 * decode_tile_tokens * row_bytes;
+  static constexpr int query_pitch = D * 2 + 16;  // bytes: odd in 16-byte words, no bank conflicts
+  static constexpr int query_bytes = heads * query_pitch;
   static constexpr int merge_pitch = D + 4;  // floats
   static constexpr int merge_bytes = warps * heads * merge_pitch * 4;
+  /** Queries, and at the end of a segment in their place what the warps merge. */
+  static constexpr int query_or_merge_bytes =
+      merge_bytes > warps * 2 * query_bytes ? merge_bytes : warps * 2 * query_bytes;
   static constexpr int angle_pairs = (D / 2 + 63) / 64;  // pairs of angles a lane turns, by two
 
   static int shared_bytes(int stages, int sequence_count) {
-    return warps * (stages * stage_bytes + 2 * query_bytes) + merge_bytes + warps * heads * 8 +
-           (4 * sequence_count + 1) * 4;
+    const int facts = 4 * sequence_count + 1 + warps;
+    return warps * stages * stage_bytes + query_or_merge_bytes + warps * heads * 8 + facts * 4;
   }
 };
+
+/** Where a chunk of 16 bytes lies in its row in shared memory, in bytes: a chunk of eight rows lies in different banks.
+ * Of a place in a row, where rows begin at multiples of their size, `place ^ swizzled(0, n)` is that of the chunk whose
+ * number differs by the bits of n. */
+__device__ __forceinline__ uint32_t swizzled(int row, int chunk) {
+  return static_cast<uint32_t>(chunk ^ (row & 7)) * 16;
+}
 
 /** The loading side of a warp: runs ahead of the arithmetic, over the borders of segments. */
 template <typename Shape, int D>
@@ -83,17 +94,18 @@ struct TileFetcher {
     const int row_bytes = p.head_dim * 2;
     const char* from = head + static_cast<uint64_t>(id) * p.block_stride_bytes +
                        (tile_of_block * decode_tile_tokens + row) * row_bytes + chunk * 16;
-    const uint32_t to = stage + row * Shape::pitch + chunk * 16;
+    const auto place = [&](int i) {  // rows_each is a power of two above `row`
+      return (stage + (row + i * rows_each) * Shape::row_bytes + swizzled(row, chunk)) ^ swizzled(i * rows_each, 0);
+    };
     const int rows_valid = min(position - (tile << p.tile_tokens_log2) + 1, p.tile_tokens) - row;
     if (chunk * 8 < p.head_dim) {
 #pragma unroll
       for (int i = 0; i < decode_tile_tokens / rows_each; ++i) {
-        copy_async_16(to + i * rows_each * Shape::pitch, from + i * rows_each * row_bytes, i * rows_each < rows_valid,
-                      policy);
+        copy_async_16(place(i), from + i * rows_each * row_bytes, i * rows_each < rows_valid, policy);
       }
 #pragma unroll
       for (int i = 0; i < decode_tile_tokens / rows_each; ++i) {
-        copy_async_16(to + (decode_tile_tokens + i * rows_each) * Shape::pitch,
+        copy_async_16(place(i) + decode_tile_tokens * Shape::row_bytes,
                       from + p.value_bytes + i * rows_each * row_bytes, i * rows_each < rows_valid, policy);
       }
     }
@@ -131,7 +143,7 @@ struct TurnedQuery {
 #pragma unroll
       for (int i = 0; i < batch; ++i) {
         const int at = (begin + i) * 32 + lane;
-        char* to = raw + at / (D / 8) * Shape::pitch + at % (D / 8) * 16;
+        char* to = raw + at / (D / 8) * Shape::query_pitch + at % (D / 8) * 16;
         *reinterpret_cast<uint4*>(to) = value[i];
         *reinterpret_cast<uint4*>(to + Shape::query_bytes) = value[i];
       }
@@ -163,9 +175,9 @@ struct TurnedQuery {
         const char* low = raw + pair * 2;
         const char* high = low + p.rotary_half * 2;
         for (int head = 0; head < head_count; ++head) {
-          const float2 a = unpack_pair<T>(*reinterpret_cast<const uint32_t*>(low + head * Shape::pitch));
-          const float2 b = unpack_pair<T>(*reinterpret_cast<const uint32_t*>(high + head * Shape::pitch));
-          char* to = const_cast<char*>(low) + Shape::query_bytes + head * Shape::pitch;
+          const float2 a = unpack_pair<T>(*reinterpret_cast<const uint32_t*>(low + head * Shape::query_pitch));
+          const float2 b = unpack_pair<T>(*reinterpret_cast<const uint32_t*>(high + head * Shape::query_pitch));
+          char* to = const_cast<char*>(low) + Shape::query_bytes + head * Shape::query_pitch;
           *reinterpret_cast<uint32_t*>(to) =
               pack_pair<T>(a.x * cosine[i].x - b.x * sine[i].x, a.y * cosine[i].y - b.y * sine[i].y);
           *reinterpret_cast<uint32_t*>(to + p.rotary_half * 2) =
@@ -178,13 +190,13 @@ struct TurnedQuery {
 
   __device__ void load_fragments(const char* raw) {
     const int lane = threadIdx.x % 32;
-    const uint32_t from = shared_address(raw) + Shape::query_bytes + (lane % 8) * Shape::pitch + (lane / 8) * 16;
+    const uint32_t from = shared_address(raw) + Shape::query_bytes + (lane % 8) * Shape::query_pitch + (lane / 8) * 16;
 #pragma unroll
     for (int n = 0; n < heads_8; ++n) {
 #pragma unroll
       for (int k = 0; k < D / 16; k += 2) {
         uint32_t four[4];
-        load_matrices(four, from + n * 8 * Shape::pitch + k * 32);
+        load_matrices(four, from + n * 8 * Shape::query_pitch + k * 32);
         fragment[n][k][0] = four[0];
         fragment[n][k][1] = four[1];
         fragment[n][k + 1][0] = four[2];
@@ -266,14 +278,14 @@ __device__ __forceinline__ void attend_tile(const DecodeParams& p, uint32_t stag
   const int lane = threadIdx.x % 32;
   float score[heads_8][4] = {};
   float other[heads_8][4] = {};  // a second chain hides the latency of the first
-  const uint32_t key_rows = stage + (lane % 16) * Shape::pitch + (lane / 16) * 16;
+  const uint32_t key_rows = stage + (lane % 16) * Shape::row_bytes + swizzled(lane, lane / 16);
 #pragma unroll
   for (int k = 0; k < D / 16; k += 2) {
     uint32_t a[4];
-    load_matrices(a, key_rows + k * 32);
+    load_matrices(a, key_rows ^ swizzled(0, 2 * k));
 #pragma unroll
     for (int n = 0; n < heads_8; ++n) mma_16x8x16<T>(score[n], a, query.fragment[n][k][0], query.fragment[n][k][1]);
-    load_matrices(a, key_rows + k * 32 + 32);
+    load_matrices(a, key_rows ^ swizzled(0, 2 * k + 2));
 #pragma unroll
     for (int n = 0; n < heads_8; ++n) {
       mma_16x8x16<T>(other[n], a, query.fragment[n][k + 1][0], query.fragment[n][k + 1][1]);
@@ -294,12 +306,12 @@ __device__ __forceinline__ void attend_tile(const DecodeParams& p, uint32_t stag
   }
   uint32_t weights[heads_8][2];
   state.add_scores(score, weights);
-  const uint32_t value_rows =
-      stage + (decode_tile_tokens + (lane % 8) + (lane / 16) * 8) * Shape::pitch + ((lane / 8) % 2) * 16;
+  const uint32_t value_rows = stage + (decode_tile_tokens + lane % 8 + lane / 16 * 8) * Shape::row_bytes +
+                              swizzled(lane, lane / 8 % 2);
 #pragma unroll
   for (int d = 0; d < D / 16; ++d) {
     uint32_t a[4];
-    load_matrices_transposed(a, value_rows + d * 32);
+    load_matrices_transposed(a, value_rows ^ swizzled(0, 2 * d));
 #pragma unroll
     for (int n = 0; n < heads_8; ++n) mma_16x8x16<T>(state.out[n][d], a, weights[n][0], weights[n][1]);
   }

@@ -21,7 +21,7 @@ __device__ void clear_padding_rows(const DecodeParams& p) {
   }
 }
 
-/** One segment: this warp's tiles, one after the other; the fetcher stays `stages - 1` tiles ahead. */
+/** One segment: this warp's tiles, one after the other; each makes room for the tile `stages` behind it. */
 template <typename T, int D, int heads_8, typename Shape>
 __device__ __forceinline__ void attend_segment(const DecodeParams& p, TileFetcher<Shape, D>& fetcher, uint32_t ring,
                                                int& stage, char* raw, int position, int tile, int tile_end,
@@ -44,11 +44,6 @@ __device__ __forceinline__ void attend_segment(const DecodeParams& p, TileFetche
   }
   bool is_turned = false;
   for (; tile < tile_end; ++tile) {
-    copy_async_wait_for(p.stages - 2);
-    __syncwarp();
-    const int filled = stage == 0 ? p.stages - 1 : stage - 1;
-    if (fetcher.open_next()) fetcher.fetch_next(ring + filled * Shape::stage_bytes);
-    copy_async_commit();
     const int now = tile >> p.tiles_per_block_log2;
     if (!is_turned || (now != block && p.rotary_half > 0)) {
       if (p.rotary_half > 0) query.turn(p, raw, output.head_count);
@@ -58,8 +53,13 @@ __device__ __forceinline__ void attend_segment(const DecodeParams& p, TileFetche
       is_turned = true;
       block = now;
     }
-    attend_tile<T, D, heads_8, Shape>(p, ring + stage * Shape::stage_bytes, tile << p.tile_tokens_log2, position, query,
-                                      slope, state);
+    const uint32_t at = ring + stage * Shape::stage_bytes;
+    copy_async_wait_for(p.stages - 1);
+    __syncwarp();
+    attend_tile<T, D, heads_8, Shape>(p, at, tile << p.tile_tokens_log2, position, query, slope, state);
+    __syncwarp();  // all lanes have read the tile
+    if (fetcher.open_next()) fetcher.fetch_next(at);
+    copy_async_commit();
     stage = stage + 1 == p.stages ? 0 : stage + 1;
   }
 }
@@ -76,15 +76,15 @@ __device__ __forceinline__ SegmentOutput<Shape> segment_output(const DecodeParam
 template <typename T, int D, int heads_8, int warps>
 __global__ void __launch_bounds__(warps * 32, 1) decode_kernel(const __grid_constant__ DecodeParams p) {
   using Shape = DecodeShape<T, D, heads_8, warps>;
-  extern __shared__ __align__(128) char shared[];
+  extern __shared__ __align__(512) char shared[];  // rows of keys: see swizzled()
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
   char* rings = shared;
   char* queries = rings + warps * p.stages * Shape::stage_bytes;
-  char* merge = queries + warps * 2 * Shape::query_bytes;
-  float2* states = reinterpret_cast<float2*>(merge + Shape::merge_bytes);
+  float2* states = reinterpret_cast<float2*>(queries + Shape::query_or_merge_bytes);
   int* facts = reinterpret_cast<int*>(states + warps * Shape::heads);
-  const DecodeSequences of{facts + 3 * p.sequence_count, facts, facts + p.sequence_count, facts + 2 * p.sequence_count};
+  const DecodeSequences of{facts + 3 * p.sequence_count, facts, facts + p.sequence_count, facts + 2 * p.sequence_count,
+                           facts + 4 * p.sequence_count + 1};
 
   char* ring_memory = rings + warp * p.stages * Shape::stage_bytes;
   if (p.head_dim < D) {  // columns that are never loaded must not hold NaN
@@ -97,13 +97,13 @@ __global__ void __launch_bounds__(warps * 32, 1) decode_kernel(const __grid_cons
   const uint32_t ring = shared_address(ring_memory);
   TileFetcher<Shape, D> fetcher(p, of, begin, end);
   int ahead = 0;
-  while (ahead < p.stages - 1 && fetcher.open_next() && !fetcher.is_next_tile_fresh()) {
+  while (ahead < p.stages && fetcher.open_next() && !fetcher.is_next_tile_fresh()) {
     fetcher.fetch_next(ring + ahead++ * Shape::stage_bytes);
     copy_async_commit();
   }
   wait_for_previous_kernels();
   let_next_kernel_start();
-  for (; ahead < p.stages - 1; ++ahead) {
+  for (; ahead < p.stages; ++ahead) {
     if (fetcher.open_next()) fetcher.fetch_next(ring + ahead * Shape::stage_bytes);
     copy_async_commit();
   }
@@ -116,25 +116,27 @@ __global__ void __launch_bounds__(warps * 32, 1) decode_kernel(const __grid_cons
     const int first = visible_tiles(p, position).x + segment.skipped;
     const int tile = first + segment.count * warp / warps;
     const int tile_end = first + segment.count * (warp + 1) / warps;
-    const SegmentOutput<Shape> output = segment_output<Shape>(p, of, segment, merge, states);
+    const SegmentOutput<Shape> output = segment_output<Shape>(p, of, segment, queries, states);
     HeadState<T, D, heads_8> state;
     state.reset();
     if (tile < tile_end) {
       attend_segment<T, D, heads_8, Shape>(p, fetcher, ring, stage, raw, position, tile, tile_end, output, state);
     }
-    __syncthreads();  // the previous segment's states have been read
+    __syncthreads();  // no warp needs its query any longer
     write_warp_state<T, D, heads_8, Shape>(output, state, tile == tile_end);
     __syncthreads();
     const int slot = blockIdx.x * 2 + (segment.skipped == 0 ? 1 : 0);
     merge_warps<T, D, Shape>(p, output, segment.is_whole(), slot);
     at += segment.count;
+    if (at < end) __syncthreads();  // queries come where the states were
   }
   copy_async_wait<0>();
   clear_padding_rows(p);
   if (begin == end) return;
   const DecodeSegment segment = segment_at(p, of.first_tile, begin, end);
   if (segment.is_closing()) {
-    close_pair<T, D, Shape>(p, segment_output<Shape>(p, of, segment, merge, states), shares.owner(segment.pair_begin));
+    const SegmentOutput<Shape> output = segment_output<Shape>(p, of, segment, queries, states);
+    close_pair<T, D, Shape>(p, output, shares.owner(segment.pair_begin));
   }
 }
 

@@ -49,6 +49,7 @@ struct DecodeSequences {
   int* position;    // of the row
   int* table_begin;
   int* row;
+  int* warp_sums;  // (warps) of the scan
 };
 
 __device__ __forceinline__ int first_visible(int position, int window) {
@@ -64,7 +65,6 @@ __device__ __forceinline__ int2 visible_tiles(const DecodeParams& p, int positio
 /** Fills `of` and returns the tiles of one unit over all sequences. All threads of the block. */
 template <int threads>
 __device__ int scan_sequences(const DecodeParams& p, const DecodeSequences& of) {
-  __shared__ int warp_sums[threads / 32];
   const int live = min(p.sequence_count, p.step.counts->sequence_count);
   const int per_thread = (p.sequence_count + threads - 1) / threads;
   const int begin = threadIdx.x * per_thread;
@@ -92,13 +92,13 @@ __device__ int scan_sequences(const DecodeParams& p, const DecodeSequences& of) 
     const int below = __shfl_up_sync(full_warp, inclusive, step);
     if (static_cast<int>(threadIdx.x % 32) >= step) inclusive += below;
   }
-  if (threadIdx.x % 32 == 31) warp_sums[threadIdx.x / 32] = inclusive;
+  if (threadIdx.x % 32 == 31) of.warp_sums[threadIdx.x / 32] = inclusive;
   __syncthreads();
   int before = inclusive - sum;
   int total = 0;
   for (int w = 0; w < threads / 32; ++w) {
-    if (w < static_cast<int>(threadIdx.x / 32)) before += warp_sums[w];
-    total += warp_sums[w];
+    if (w < static_cast<int>(threadIdx.x / 32)) before += of.warp_sums[w];
+    total += of.warp_sums[w];
   }
   for (int s = begin; s < end; ++s) of.first_tile[s] += before;
   if (threadIdx.x == 0) of.first_tile[p.sequence_count] = total;
