@@ -18,6 +18,8 @@ export interface LineageOptions {
   readonly specialTokens: ReadonlyMap<string, number>;
   /** Most segments kept; the least recently used go first. */
   readonly maxSegments: number;
+  /** Longest segment kept, in tokens: of a longer one the context window sees too little to be worth the room. */
+  readonly maxSegmentTokens: number;
 }
 
 export interface ResolvedPrompt {
@@ -44,6 +46,7 @@ interface Piece {
 export class Lineage {
   readonly #database: Database;
   readonly #find;
+  readonly #exists;
   readonly #touch;
   readonly #insert;
   readonly #splitter: RegExp | null;
@@ -53,22 +56,19 @@ export class Lineage {
 
   constructor(readonly options: LineageOptions) {
     this.#database = openPrivateDatabase(options.path, "OFF");
-    this.#database.run(
-      `CREATE TABLE IF NOT EXISTS segments
-        (key BLOB PRIMARY KEY, ids BLOB NOT NULL, used_at INTEGER NOT NULL) WITHOUT ROWID`,
-    );
-    this.#database.run("CREATE INDEX IF NOT EXISTS segments_by_use ON segments (used_at)");
+    this.#createTable();
     this.#find = this.#database.query<{ ids: Uint8Array }, [Uint8Array]>(
-      "SELECT ids FROM segments WHERE key = ?",
+      "SELECT ids FROM text_segments WHERE key = ?",
     );
-    this.#touch = this.#database.query("UPDATE segments SET used_at = ? WHERE key = ?");
+    this.#exists = this.#database.query<unknown, [Uint8Array]>("SELECT 1 FROM text_segments WHERE key = ?");
+    this.#touch = this.#database.query("UPDATE text_segments SET used_at = ? WHERE key = ?");
     this.#insert = this.#database.query(
-      `INSERT INTO segments (key, ids, used_at) VALUES (?, ?, ?)
+      `INSERT INTO text_segments (key, ids, used_at) VALUES (?, ?, ?)
         ON CONFLICT (key) DO UPDATE SET ids = excluded.ids, used_at = excluded.used_at`,
     );
     const { count, clock } = this.#database
       .query<{ count: number; clock: number | null }, []>(
-        "SELECT count(*) AS count, max(used_at) AS clock FROM segments",
+        "SELECT count(*) AS count, max(used_at) AS clock FROM text_segments",
       )
       .get()!;
     this.#segmentCount = count;
@@ -94,8 +94,8 @@ export class Lineage {
   }
 
   /**
-   * Records that `tokens` are the ids of `text`. Nothing is kept from where the two do not line up. Returns the keys
-   * of the text's segments.
+   * Records that `tokens` are the ids of `text`. Nothing is kept from where the two do not line up, or from a segment
+   * that is too long. Returns the keys of the segments that are kept.
    */
   remember(salt: Uint8Array, text: string, tokens: Int32Array): Uint8Array[] {
     const kept = this.#attempt(() => this.#database.transaction(() => this.#insertAll(salt, text, tokens))());
@@ -106,7 +106,7 @@ export class Lineage {
 
   /** Removes segments, by the keys that remember() returned. Throws SQLiteError. */
   forget(keys: readonly Uint8Array[]): void {
-    const remove = this.#database.query("DELETE FROM segments WHERE key = ?");
+    const remove = this.#database.query("DELETE FROM text_segments WHERE key = ?");
     this.#database.transaction(() => {
       for (const key of keys) this.#segmentCount -= remove.run(key).changes;
     })();
@@ -114,6 +114,24 @@ export class Lineage {
 
   close(): void {
     this.#database.close();
+  }
+
+  /**
+   * A table with row ids: its index holds keys alone, and a lookup never passes through the ids of other segments. In
+   * a table without, rows lie in the tree that is searched, and a few long ones cost each lookup a read of them. Such
+   * was the table "segments" of earlier files: it goes, with all it knew, which costs hits and no answer.
+   */
+  #createTable(): void {
+    const earlier = this.#database.query("SELECT 1 FROM sqlite_schema WHERE name = 'segments'").get();
+    if (earlier !== null) {
+      this.#database.run("DROP TABLE segments");
+      this.#database.run("VACUUM"); // gives its room back
+    }
+    this.#database.run(
+      `CREATE TABLE IF NOT EXISTS text_segments
+        (key BLOB NOT NULL UNIQUE, ids BLOB NOT NULL, used_at INTEGER NOT NULL)`,
+    );
+    this.#database.run("CREATE INDEX IF NOT EXISTS text_segments_by_use ON text_segments (used_at)");
   }
 
   /** What the store knows of `text`, and from where on it must be encoded (null: not at all). */
@@ -156,8 +174,8 @@ export class Lineage {
       }
       let end = at;
       while (end < tokens.length && !specialIds.has(tokens[end]!)) end++;
-      if (end === at) break;
-      if (this.#find.get(key) === null) added++;
+      if (end === at || end - at > this.options.maxSegmentTokens) break;
+      if (this.#exists.get(key) === null) added++;
       this.#insert.run(key, bytesOf(tokens.subarray(at, end)), ++this.#clock);
       keys.push(key);
       at = end;
@@ -180,7 +198,7 @@ export class Lineage {
   #prune(): void {
     const excess = this.#segmentCount - Math.floor(this.options.maxSegments * 0.99);
     this.#database
-      .query("DELETE FROM segments WHERE key IN (SELECT key FROM segments ORDER BY used_at LIMIT ?)")
+      .query("DELETE FROM text_segments WHERE key IN (SELECT key FROM text_segments ORDER BY used_at LIMIT ?)")
       .run(excess);
     this.#segmentCount -= excess;
   }

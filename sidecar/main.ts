@@ -19,6 +19,8 @@ import { SidecarServer } from "./server.ts";
 
 /** Segments of text whose ids are remembered; some hundred bytes each. */
 const LINEAGE_SEGMENTS_MAX = 500_000;
+/** Context windows of the longest text whose ids are remembered. */
+const LINEAGE_SEGMENT_WINDOWS_MAX = 16;
 /** Blocks and segments that conversations hold; some 60 bytes each. */
 const HOLDINGS_ITEMS_MAX = 2_000_000;
 const SLOW_EDGE_TIMEOUT_MS = 30_000;
@@ -52,6 +54,7 @@ async function main(): Promise<void> {
     tokenizerId: new Bun.CryptoHasher("sha256").update(readFileSync(join(directory, "tokenizer.json"))).digest("hex"),
     specialTokens: tokenizer.specialTokens,
     maxSegments: LINEAGE_SEGMENTS_MAX,
+    maxSegmentTokens: LINEAGE_SEGMENT_WINDOWS_MAX * ready.maxModelLen,
   });
   const holdings = new Holdings({
     path: join(config.dataDirectory, "holdings.sqlite"),

@@ -24,6 +24,7 @@ function open(changes: Partial<LineageOptions> = {}): Lineage {
     tokenizerId: "bytes",
     specialTokens: FAKE_SPECIALS,
     maxSegments: 1000,
+    maxSegmentTokens: 1000,
     ...changes,
   });
   cleanups.push(() => lineage.close());
@@ -143,7 +144,7 @@ describe("Lineage", () => {
       lineage.remember(SALT, text, tokenizer.encode(text));
     }
     const reader = new Database(path);
-    const { count } = reader.query<{ count: number }, []>("SELECT count(*) AS count FROM segments").get()!;
+    const { count } = reader.query<{ count: number }, []>("SELECT count(*) AS count FROM text_segments").get()!;
     reader.close();
     expect(count).toBeLessThanOrEqual(10);
     expect((await resolve(lineage, texts[0]!)).knownTokens).toBeGreaterThan(0);
@@ -151,12 +152,53 @@ describe("Lineage", () => {
     expect((await resolve(lineage, texts[29]!)).knownTokens).toBeGreaterThan(0);
   });
 
+  test("a lookup searches an index of keys, not a tree that holds the ids of other segments", () => {
+    const path = temporaryFile();
+    open({ path });
+    const reader = new Database(path);
+    const tables = reader.query<{ name: string; wr: number }, []>("PRAGMA table_list").all();
+    expect(tables.find(({ name }) => name === "text_segments")).toMatchObject({ wr: 0 });
+    const plan = "EXPLAIN QUERY PLAN SELECT ids FROM text_segments WHERE key = x'00'";
+    const steps = reader.query<{ detail: string }, []>(plan).all();
+    reader.close();
+    expect(steps.map(({ detail }) => detail)).toEqual([
+      expect.stringMatching(/^SEARCH text_segments USING INDEX \S+ \(key=\?\)$/),
+    ]);
+  });
+
+  test("the table of earlier versions goes, and the file gives its room back", async () => {
+    const path = temporaryFile();
+    const earlier = new Database(path);
+    earlier.run("CREATE TABLE segments (key BLOB PRIMARY KEY, ids BLOB, used_at INTEGER) WITHOUT ROWID");
+    earlier.run("INSERT INTO segments VALUES (x'00', zeroblob(4000000), 1)");
+    earlier.close();
+    const lineage = open({ path });
+    lineage.remember(SALT, TURN, Int32Array.from(TURN_IDS));
+    expect((await resolve(lineage, TURN)).tokens).toEqual(TURN_IDS);
+    lineage.close();
+    expect(statSync(path).size).toBeLessThan(1_000_000);
+    const reader = new Database(path);
+    const tables = reader.query<{ name: string }, []>("SELECT name FROM sqlite_schema WHERE type = 'table'").all();
+    reader.close();
+    expect(tables).toEqual([{ name: "text_segments" }]);
+  });
+
+  test("keeps what comes before a segment that is too long, and nothing from there on", async () => {
+    const lineage = open({ maxSegmentTokens: 20 });
+    const before = "<start>user hi<end>";
+    const text = `${before}<start>${"x".repeat(21)}<end><start>after<end>`;
+    expect(lineage.remember(SALT, text, tokenizer.encode(text))).toHaveLength(1);
+    const { encoded, knownTokens } = await resolve(lineage, text);
+    expect(knownTokens).toBe(tokenizer.encode(before).length);
+    expect(encoded).toEqual([text.slice(before.length)]);
+  });
+
   test("a store that fails costs hits, is counted, and answers all the same", async () => {
     const path = temporaryFile();
     const lineage = open({ path });
     lineage.remember(SALT, TURN, Int32Array.from(TURN_IDS));
     const saboteur = new Database(path);
-    saboteur.run("DROP TABLE segments");
+    saboteur.run("DROP TABLE text_segments");
     saboteur.close();
     lineage.remember(SALT, "<start>new", tokenizer.encode("<start>new"));
     const { tokens } = await resolve(lineage, TURN);

@@ -82,7 +82,7 @@ export function startServer(changes: Partial<SidecarServerOptions> = {}) {
     return encode(text);
   };
   const lineage = new Lineage({
-    path: ":memory:", tokenizerId: "bytes", specialTokens: FAKE_SPECIALS, maxSegments: 100,
+    path: ":memory:", tokenizerId: "bytes", specialTokens: FAKE_SPECIALS, maxSegments: 100, maxSegmentTokens: 10_000,
   });
   const holdings = new Holdings({ path: ":memory:", maxItems: 1000 });
   const template = {
