@@ -29,7 +29,8 @@ export interface ResolvedPrompt {
 }
 
 interface KnownBeginning {
-  readonly known: number[];
+  /** Ids of one piece each, in order. */
+  readonly known: readonly Int32Array[];
   readonly encodeFrom: number | null;
 }
 
@@ -85,12 +86,8 @@ export class Lineage {
   async resolve(salt: Uint8Array, text: string, encode: Encode): Promise<ResolvedPrompt> {
     const { known, encodeFrom } =
       this.#attempt(() => this.#database.transaction(() => this.#lookUp(salt, text))()) ?? NOTHING_KNOWN;
-    if (encodeFrom === null) return { tokens: Int32Array.from(known), knownTokens: known.length };
-    const encoded = await encode(text.slice(encodeFrom));
-    const tokens = new Int32Array(known.length + encoded.length);
-    tokens.set(known);
-    tokens.set(encoded, known.length);
-    return { tokens, knownTokens: known.length };
+    const encoded = encodeFrom === null ? [] : [await encode(text.slice(encodeFrom))];
+    return { tokens: joined([...known, ...encoded]), knownTokens: lengthOf(known) };
   }
 
   /**
@@ -136,24 +133,24 @@ export class Lineage {
 
   /** What the store knows of `text`, and from where on it must be encoded (null: not at all). */
   #lookUp(salt: Uint8Array, text: string): KnownBeginning {
-    const known: number[] = [];
+    const known: Int32Array[] = [];
     let key = firstKey(salt, this.options.tokenizerId);
-    let lastSpecial: { at: number; knownLength: number } | null = null;
+    let lastSpecial: { at: number; piecesBefore: number } | null = null;
     for (const piece of this.#split(text)) {
       key = nextKey(key, piece.text);
       if (piece.specialId !== null) {
-        lastSpecial = { at: piece.at, knownLength: known.length };
-        known.push(piece.specialId);
+        lastSpecial = { at: piece.at, piecesBefore: known.length };
+        known.push(Int32Array.of(piece.specialId));
         continue;
       }
       const row = this.#find.get(key);
       if (row === null) {
         // From the special token on, so that the tokenizer sees that the piece is not the start of the text.
-        known.length = lastSpecial?.knownLength ?? known.length;
+        known.length = lastSpecial?.piecesBefore ?? known.length;
         return { known, encodeFrom: lastSpecial?.at ?? piece.at };
       }
       this.#touch.run(++this.#clock, key);
-      for (const id of idsOf(row.ids)) known.push(id);
+      known.push(idsOf(row.ids));
     }
     return { known, encodeFrom: null };
   }
@@ -228,6 +225,21 @@ function firstKey(salt: Uint8Array, tokenizerId: string): Uint8Array {
 
 function nextKey(key: Uint8Array, text: string): Uint8Array {
   return new Bun.CryptoHasher("sha256").update(key).update(text).digest();
+}
+
+function lengthOf(parts: readonly Int32Array[]): number {
+  return parts.reduce((sum, { length }) => sum + length, 0);
+}
+
+function joined(parts: readonly Int32Array[]): Int32Array {
+  if (parts.length === 1) return parts[0]!;
+  const ids = new Int32Array(lengthOf(parts));
+  let at = 0;
+  for (const part of parts) {
+    ids.set(part, at);
+    at += part.length;
+  }
+  return ids;
 }
 
 function bytesOf(ids: Int32Array): Uint8Array {

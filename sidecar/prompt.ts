@@ -5,7 +5,7 @@ import type { EngineSampling } from "./engine/request.ts";
 import type { Lineage } from "./lineage.ts";
 import type { ChatTemplate } from "./model/chat-template.ts";
 import type { Tokenizer } from "./model/tokenizer.ts";
-import type { ErrorCode, SamplingParams, SubmitRequest } from "./protocol.ts";
+import type { ChatMessage, ErrorCode, SamplingParams, SubmitRequest } from "./protocol.ts";
 import { TemplateRewrites } from "./template-rewrites.ts";
 
 /** An answer that the client gets instead of tokens. */
@@ -36,6 +36,14 @@ export interface PromptLimits {
   readonly vocabSize: number;
 }
 
+/**
+ * Most characters of a request's messages for each token of the context. Where in a conversation blocks leave the view
+ * depends on how many tokens there are from its start on, so even text that has left must be encoded; and a tokenizer
+ * takes seconds for millions of characters, while other long prompts wait. No token stands for so many characters: what
+ * is refused would never fit the context.
+ */
+const CHARACTERS_PER_CONTEXT_TOKEN_MAX = 256;
+
 /** Conversations whose last text is remembered, to see when a template changes it; some 100 bytes each. */
 const REWRITES_MAX = 20_000;
 
@@ -55,6 +63,7 @@ export class PromptBuilder {
       throw new RequestError("invalid_request", `this sidecar serves ${this.limits.modelId}, not ${request.model}`);
     }
     checkSampling(request.sampling, this.limits.vocabSize);
+    checkLength(request.messages, this.limits.maxModelLen);
     const text = this.#render(request);
     const { tokens, knownTokens } = await this.lineage.resolve(request.salt, text, (part) =>
       this.tokenizer.encodeAsync(part),
@@ -110,6 +119,17 @@ export function engineSampling(params: SamplingParams): EngineSampling {
     logprobs,
     ignoreEos,
   };
+}
+
+function checkLength(messages: readonly ChatMessage[], maxModelLen: number): void {
+  const length = messages.reduce((sum, { content }) => sum + content.length, 0);
+  const max = maxModelLen * CHARACTERS_PER_CONTEXT_TOKEN_MAX;
+  if (length <= max) return;
+  throw new RequestError(
+    "context_length_exceeded",
+    `The messages have ${length} characters. At most ${max} are taken, ${CHARACTERS_PER_CONTEXT_TOKEN_MAX} for each ` +
+      `of the ${maxModelLen} tokens of this model's context. Shorten the messages, or begin a new conversation.`,
+  );
 }
 
 function checkSampling({ logitBias }: SamplingParams, vocabSize: number): void {

@@ -138,12 +138,13 @@ describe("SidecarServer with requests", () => {
   test("answers what cannot work with an error on the stream", async () => {
     const { server, engine } = startServer();
     const edge = await greeted(server);
-    const tooLong = [{ role: "user" as const, content: "x".repeat(64) }];
+    const long = (length: number) => ({ messages: [{ role: "user" as const, content: "x".repeat(length) }] });
     const cases: [EdgeFrame, string, string][] = [
       [submit(1, { model: "other" }), "invalid_request", "this sidecar serves tiny, not other"],
       [submit(2, { messages: [{ role: "user", content: "refused" }] }), "invalid_request", "chat template refused"],
-      [submit(3, { messages: tooLong, truncation: "disabled" }), "context_length_exceeded", "length is 64 tokens, but"],
+      [submit(3, { ...long(64), truncation: "disabled" }), "context_length_exceeded", "length is 64 tokens, but"],
       [submit(4, { sampling: { logitBias: [[MODEL.vocabSize, 1]] } }), "invalid_request", "logit_bias names token"],
+      [submit(5, long(64 * 256 + 1)), "context_length_exceeded", "16385 characters. At most 16384 are"],
     ];
     for (const [frame, code, message] of cases) {
       edge.send(frame);
@@ -154,6 +155,18 @@ describe("SidecarServer with requests", () => {
     }
     expect(engine.requests).toEqual([]);
     expect(edge.closed).toBe(null);
+  });
+
+  test("takes a prompt of many context windows, and encodes none that is longer than it takes", async () => {
+    const { server, engine, watch, gate } = startServer();
+    const edge = await greeted(server);
+    // Its encoding would wait for the gate.
+    edge.send(submit(1, { messages: [{ role: "user", content: "wait".repeat(64 * 64 + 1) }] }));
+    expect(await edge.frame(FrameType.error)).toContain("context_length_exceeded");
+    gate.open();
+    edge.send(submit(2, { messages: [{ role: "user", content: "x".repeat(64 * 256) }] }));
+    await watch.until(() => engine.requests.length === 1);
+    expect(engine.requests[0]!.tokens.length).toBe(1 + 64 * 256);
   });
 
   test("refuses more requests than it may hold, and takes one again when one has ended", async () => {
