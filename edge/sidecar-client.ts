@@ -55,6 +55,8 @@ export type SidecarClientOptions = {
 /** Requests that may wait in the socket; holds at least one frame of any size. */
 const SEND_BUFFER_BYTES_MAX = 2 * FRAME_BYTES_MAX;
 
+const REFUSED_SECRET = "it refused the connection (is KVASIR_SIDECAR_SECRET the sidecar's?)";
+
 type Reply = { resolve: (value: unknown) => void; reject: (error: Error) => void };
 
 export class SidecarClient {
@@ -145,10 +147,15 @@ export class SidecarClient {
     );
     socket.onopen = () => this.#send([FrameType.hello, PROTOCOL_VERSION, this.#options.edgeName]);
     socket.onmessage = ({ data }) => this.#receive(data as ArrayBuffer | string);
+    let isRefused = false;
     socket.onclose = ({ code, reason }) => {
-      this.#lose(reason === "" ? `it closed the connection (code ${code})` : reason, 1000);
+      const closed = isRefused ? REFUSED_SECRET : `it closed the connection (code ${code})`;
+      this.#lose(reason === "" ? closed : reason, 1000);
     };
-    socket.onerror = () => {}; // a close event follows, with what there is to know
+    // A close event follows. The status of a refusal is only here, in the words of Bun and of Deno alike.
+    socket.onerror = (event) => {
+      isRefused = "message" in event && /status code: 401/.test(String(event.message));
+    };
   }
 
   /** The connection is gone, or is given up: fail what was on it and dial again after a pause. */

@@ -81,6 +81,7 @@ async function main(): Promise<void> {
       maxRequests: config.maxNumSeqs + config.maxWaiting,
       cacheTtlMs: config.cache.ttlMs,
       slowEdgeTimeoutMs: SLOW_EDGE_TIMEOUT_MS,
+      say,
     },
   );
   say(`sidecar listening on ${server.url}`);

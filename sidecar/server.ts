@@ -25,6 +25,7 @@ import {
   PROTOCOL_VERSION,
   type SubmitRequest,
 } from "./protocol.ts";
+import { RareMessage } from "./rare-message.ts";
 
 export interface SidecarServerOptions {
   readonly name: string;
@@ -38,6 +39,8 @@ export interface SidecarServerOptions {
   readonly slowEdgeTimeoutMs: number;
   /** Idle time after which blocks go, where a request does not say; null: never. */
   readonly cacheTtlMs: number | null;
+  /** Told what the person who runs it should know. */
+  readonly say: (message: string) => void;
 }
 
 /** What the server works with. */
@@ -52,6 +55,7 @@ export interface SidecarParts {
 
 /** Bun drops frames beyond this and says so; we close then. One step's frame always fits. */
 const DROP_BYTES = 64 * 1024 * 1024;
+const REFUSAL_MESSAGE_PAUSE_MS = 60_000;
 
 export class SidecarServer {
   readonly #requests = new ActiveRequests();
@@ -63,6 +67,7 @@ export class SidecarServer {
   #onIdle: (() => void) | null = null;
   readonly #connections = new Set<Connection>();
   readonly #forgetter: Forgetter;
+  readonly #refusals: RareMessage;
   readonly #server: Server<SocketData>;
 
   constructor(
@@ -70,6 +75,7 @@ export class SidecarServer {
     readonly options: SidecarServerOptions,
   ) {
     const { engine, holdings, lineage } = parts;
+    this.#refusals = new RareMessage(options.say, REFUSAL_MESSAGE_PAUSE_MS);
     const removeBlocks: RemoveBlocks = async (ids) => (await engine.forget?.(ids)) ?? {};
     this.#forgetter = new Forgetter({ holdings, lineage, removeBlocks });
     this.#server = Bun.serve<SocketData>({
@@ -146,10 +152,18 @@ export class SidecarServer {
     if (request.headers.has("origin")) return new Response("no browsers here", { status: 403 });
     const authorization = request.headers.get("authorization") ?? "";
     if (!isSameSecret(authorization, `Bearer ${this.options.secret}`)) {
+      this.#sayRefused(authorization, server.requestIP(request)?.address);
       return new Response("wrong or missing secret", { status: 401 });
     }
     if (server.upgrade(request, { data: { connection: null } })) return undefined;
     return new Response("this is a WebSocket endpoint", { status: 426 });
+  }
+
+  /** An edge always sends a secret; who sends none is something else. */
+  #sayRefused(authorization: string, address = "an unknown address"): void {
+    if (authorization === "") return;
+    const message = `refused an edge at ${address}: wrong secret (its KVASIR_SIDECAR_SECRET is not this sidecar's)`;
+    this.#refusals.report(message, nowMs());
   }
 
   #open(socket: ServerWebSocket<SocketData>): void {

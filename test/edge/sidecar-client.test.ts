@@ -131,6 +131,16 @@ describe("SidecarClient", () => {
     await until(() => reasons.length > 0);
     expect(clients[0]!.isReady).toBe(false);
     expect(sidecar.frames).toEqual([]);
+    expect(reasons).toEqual(["it refused the connection (is KVASIR_SIDECAR_SECRET the sidecar's?)"]);
+  });
+
+  test("of a sidecar that is not there says nothing about secrets", async () => {
+    const sidecar = fake();
+    const { url } = sidecar;
+    await sidecar.stop();
+    const { reasons, until } = connect([url]);
+    await until(() => reasons.length > 0);
+    expect(reasons[0]).toMatch(/^it closed the connection \(code \d+\)$/);
   });
 
   test("reconnects to a sidecar that was restarted", async () => {

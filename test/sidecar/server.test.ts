@@ -31,6 +31,17 @@ describe("SidecarServer at the door", () => {
     expect(edge.wasOpen).toBe(false);
   });
 
+  test("says that it refused a wrong secret, once for many tries, and nothing of who sends none", async () => {
+    const said: string[] = [];
+    const { server } = startServer({ say: (message) => said.push(message) });
+    await upgrade(server, {});
+    expect(said).toEqual([]);
+    for (const secret of ["one", "another"]) await upgrade(server, { authorization: `Bearer ${secret}` });
+    expect(said).toHaveLength(1);
+    expect(said[0]).toMatch(/^refused an edge at 127\.0\.0\.1: wrong secret .*KVASIR_SIDECAR_SECRET/);
+    expect(said[0]).not.toContain(SECRET);
+  });
+
   test("greets, and says which model it serves", async () => {
     const { server } = startServer();
     const edge = await greeted(server);

@@ -97,7 +97,7 @@ export function startServer(changes: Partial<SidecarServerOptions> = {}) {
     { engine, prompts, tokenizer, lineage, holdings },
     {
       name: "sidecar-test", host: "127.0.0.1", port: 0, secret: SECRET, model: MODEL, maxRequests: 8,
-      slowEdgeTimeoutMs: 60_000, cacheTtlMs: null, ...changes,
+      slowEdgeTimeoutMs: 60_000, cacheTtlMs: null, say() {}, ...changes,
     },
   );
   onCleanup(() => server.drain(0));
