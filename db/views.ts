@@ -1,16 +1,27 @@
 // Views for people in psql: how well the cache works, per day and per conversation, and how long answers take.
 // They only read; nothing in Kvasir depends on them.
+//
+// Shares are of the prompt tokens that were served or had to be computed. Those that had left the view before were
+// neither; dropped_tokens does not tell them from those that left it during the request.
 
 import { sql } from "drizzle-orm";
 import { bigint, date, doublePrecision, jsonb, pgView, text, timestamp, uuid } from "drizzle-orm/pg-core";
 
-/** Per conversation: its turns, tokens, and the share of prompt tokens that came from cache. */
+/** Of a request's prompt: the tokens that were served from cache, and those that had to be computed. */
+const counts = sql`LATERAL (
+    SELECT
+      cached_gpu_tokens + cached_host_tokens + cached_disk_tokens AS cached,
+      (SELECT coalesce(sum(value::bigint), 0) FROM jsonb_each_text(miss_reasons)) AS missed
+  ) AS counts`;
+
+/** Per conversation: its turns, tokens, and the share of needed prompt tokens that came from cache. */
 export const sessionStats = pgView("session_stats", {
   conversationId: uuid("conversation_id").notNull(),
   turns: bigint("turns", { mode: "number" }).notNull(),
   promptTokens: bigint("prompt_tokens", { mode: "number" }),
   completionTokens: bigint("completion_tokens", { mode: "number" }),
   cachedTokens: bigint("cached_tokens", { mode: "number" }),
+  missedTokens: bigint("missed_tokens", { mode: "number" }),
   cachedShare: doublePrecision("cached_share"),
   ttftMsMedian: doublePrecision("ttft_ms_median"),
   lastRequestAt: timestamp("last_request_at", { withTimezone: true }),
@@ -20,21 +31,22 @@ export const sessionStats = pgView("session_stats", {
     count(*) FILTER (WHERE finish_reason IN ('stop', 'length')) AS turns,
     sum(prompt_tokens) AS prompt_tokens,
     sum(completion_tokens) AS completion_tokens,
-    sum(cached_gpu_tokens + cached_host_tokens + cached_disk_tokens) AS cached_tokens,
-    sum(cached_gpu_tokens + cached_host_tokens + cached_disk_tokens)::float8
-      / nullif(sum(prompt_tokens), 0) AS cached_share,
+    sum(cached) AS cached_tokens,
+    sum(missed)::bigint AS missed_tokens,
+    sum(cached)::float8 / nullif(sum(cached + missed), 0) AS cached_share,
     percentile_cont(0.5) WITHIN GROUP (ORDER BY ttft_ms) AS ttft_ms_median,
     max(created_at) AS last_request_at
-  FROM requests
+  FROM requests, ${counts}
   WHERE conversation_id IS NOT NULL
   GROUP BY conversation_id`);
 
-/** Per day and model: requests, prompt tokens, and what share of them each tier served. */
+/** Per day and model: requests, prompt tokens, and what share of the needed ones each tier served. */
 export const cacheHitsByDay = pgView("cache_hits_by_day", {
   day: date("day").notNull(),
   model: text("model").notNull(),
   requests: bigint("requests", { mode: "number" }).notNull(),
   promptTokens: bigint("prompt_tokens", { mode: "number" }),
+  missedTokens: bigint("missed_tokens", { mode: "number" }),
   gpuShare: doublePrecision("gpu_share"),
   hostShare: doublePrecision("host_share"),
   diskShare: doublePrecision("disk_share"),
@@ -45,11 +57,12 @@ export const cacheHitsByDay = pgView("cache_hits_by_day", {
     model,
     count(*) AS requests,
     sum(prompt_tokens) AS prompt_tokens,
-    sum(cached_gpu_tokens)::float8 / nullif(sum(prompt_tokens), 0) AS gpu_share,
-    sum(cached_host_tokens)::float8 / nullif(sum(prompt_tokens), 0) AS host_share,
-    sum(cached_disk_tokens)::float8 / nullif(sum(prompt_tokens), 0) AS disk_share,
+    sum(missed)::bigint AS missed_tokens,
+    sum(cached_gpu_tokens)::float8 / nullif(sum(cached + missed), 0) AS gpu_share,
+    sum(cached_host_tokens)::float8 / nullif(sum(cached + missed), 0) AS host_share,
+    sum(cached_disk_tokens)::float8 / nullif(sum(cached + missed), 0) AS disk_share,
     percentile_cont(0.5) WITHIN GROUP (ORDER BY ttft_ms) AS ttft_ms_median
-  FROM requests
+  FROM requests, ${counts}
   GROUP BY 1, 2`);
 
 /** Per day, model and reason: prompt tokens that no tier served. */

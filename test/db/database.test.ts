@@ -259,13 +259,15 @@ describe("a turn", () => {
 
   test("shows in the views for psql", async () => {
     const first = await claimed();
-    await db.run((orm) => turns.commitTurn(orm, turn(first)));
+    await db.run((orm) => turns.commitTurn(orm, turn(first, 100))); // most had left the view before
     const [session] = await db.run((orm) =>
       orm.execute<{ turns: string; cached_share: number }>(
         sql`select * from session_stats where conversation_id = ${first.conversationId}`,
       ),
     );
-    expect(session).toMatchObject({ turns: "1", cached_share: 0.5, ttft_ms_median: 5 });
+    expect(session).toMatchObject({
+      turns: "1", prompt_tokens: "100", missed_tokens: "5", cached_share: 0.5, ttft_ms_median: 5,
+    });
     const days = await db.run((orm) => orm.execute(sql`select * from cache_hits_by_day`));
     expect(days.length).toBeGreaterThan(0);
     const misses = await db.run((orm) => orm.execute(sql`select * from cache_misses_by_day`));

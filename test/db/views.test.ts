@@ -113,6 +113,30 @@ describe("cache_choices", () => {
   });
 });
 
+describe("shares of what was served from cache", () => {
+  const cached = { cachedGpuTokens: 40, cachedHostTokens: 10, cachedDiskTokens: 0 };
+  const none = { cachedGpuTokens: 0, cachedHostTokens: 0, cachedDiskTokens: 0 };
+
+  beforeAll(async () => {
+    await insert("shares", [
+      // Of 1,000 tokens 900 had left the view before.
+      { ...cached, promptTokens: 1000, droppedTokens: 900, missReasons: { absent: 30, evicted: 20 } },
+      // Computed whole, and then left the view.
+      { ...none, promptTokens: 100, droppedTokens: 64, missReasons: { absent: 100 } },
+      { error: "queue_full", finishReason: null },
+    ]);
+    await insert("nothing", [{ error: "queue_full", finishReason: null }]);
+  });
+
+  test("are of the tokens that were needed, by day", async () => {
+    const [day] = await rowsOf("cache_hits_by_day", "shares");
+    expect(day).toMatchObject({
+      requests: "3", prompt_tokens: "1100", missed_tokens: "150", gpu_share: 0.2, host_share: 0.05, disk_share: 0,
+    });
+    expect((await rowsOf("cache_hits_by_day", "nothing"))[0]).toMatchObject({ gpu_share: null, missed_tokens: "0" });
+  });
+});
+
 describe("latency_by_day", () => {
   test("has the percentiles of a day", async () => {
     const answered = Array.from({ length: 100 }, (_, i) => ({
