@@ -33,6 +33,15 @@ describe("the README", () => {
     expect(TABLE.exec(readme)?.[0]).toBe(`<!-- options -->\n${optionsTable()}\n<!-- /options -->`);
   });
 
+  test("says where a part that runs alone has another default or variable", () => {
+    const rowOf = (flag: string) => readme.split("\n").find((line) => line.startsWith(`| \`--${flag} `));
+    expect(rowOf("port")).toContain("| `8787`; sidecar alone: `8786` |");
+    expect(rowOf("port")).toContain("| `KVASIR_PORT`; sidecar alone: `KVASIR_SIDECAR_PORT` |");
+    expect(rowOf("log-level")).toContain("| `warn`; edge alone: `info` |");
+    expect(rowOf("sidecar")).toContain("| edge alone: `ws://127.0.0.1:8786` |");
+    expect(rowOf("data")).toContain("| `~/.kvasir` |");
+  });
+
   test("names only files that are there", () => {
     const links = [...readme.matchAll(/\]\(([^)#]+)[^)]*\)/g)].map((match) => match[1]!);
     const named = [...readme.matchAll(/`((?:edge|sidecar|db|launcher|config|test|migrations)\/[\w./-]*)`/g)];
