@@ -20,7 +20,7 @@ export type Reader = (read: ReadCase) => Promise<number | null>;
 const HUGE_PAGES = { ...process.env, GLIBC_TUNABLES: "glibc.malloc.hugetlb=1" };
 
 /** engine psync: as many threads as `depth`; else one thread with so many requests in flight. */
-export function fioReader(engine: "psync" | "io_uring"): Reader {
+function fioReader(engine: "psync" | "io_uring"): Reader {
   return async ({ path, fileBytes, blockBytes, depth, seconds }) => {
     const parallel = engine === "psync" ? ["--thread", `--numjobs=${depth}`] : [`--iodepth=${depth}`];
     const command = [
@@ -33,6 +33,21 @@ export function fioReader(engine: "psync" | "io_uring"): Reader {
     const report = JSON.parse(stdout.toString()) as { jobs: { read: { bw_bytes: number } }[] };
     return report.jobs[0]!.read.bw_bytes / 1e9;
   };
+}
+
+/** By name; none where fio is not installed. `program`: where it is. */
+export function fioReaders(program: string | null = Bun.which("fio")): Readonly<Record<string, Reader>> {
+  return program === null ? {} : { "fio, threads": fioReader("psync"), "fio, io_uring": fioReader("io_uring") };
+}
+
+/** A table's cells: GB/s by reader; those that are not fio's with their percent of the better fio, if there is one. */
+export function rateCells(rates: Readonly<Record<string, number | null>>): string[] {
+  const isFio = (name: string) => name.startsWith("fio");
+  const fio = Math.max(0, ...Object.entries(rates).map(([name, rate]) => (isFio(name) ? (rate ?? 0) : 0)));
+  return Object.entries(rates).map(([name, rate]) => {
+    if (rate === null) return "-";
+    return isFio(name) || fio === 0 ? rate.toFixed(2) : `${rate.toFixed(2)} (${((100 * rate) / fio).toFixed(0)} %)`;
+  });
 }
 
 /** program: disk-uring.cpp, built. */

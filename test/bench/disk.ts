@@ -16,7 +16,7 @@ import { Disk } from "../../sidecar/native-disk.ts";
 import { cpuLibrary } from "../support/cpu-library.ts";
 import { testIdentity } from "../support/disk-harness.ts";
 import { openTinyDevice } from "../support/tiny-device.ts";
-import { bunReader, fioReader, type ReadCase, type Reader, runPool, uringReader } from "./disk-readers.ts";
+import { bunReader, fioReaders, rateCells, type ReadCase, type Reader, runPool, uringReader } from "./disk-readers.ts";
 
 const { values } = parseArgs({
   options: {
@@ -90,8 +90,7 @@ function buildUring(): string {
 }
 
 const readers: Readonly<Record<string, Reader>> = {
-  "fio, threads": fioReader("psync"),
-  "fio, io_uring": fioReader("io_uring"),
+  ...fioReaders(),
   "threads (ours)": async (read) => withDisk(read.depth, (disk) => runPool(disk, device, memory, read, "read").gbps),
   "io_uring": uringReader(buildUring()),
   "Bun files": bunReader(memory),
@@ -118,13 +117,7 @@ async function printReads(): Promise<void> {
   for (const blockBytes of blocks) {
     for (const depth of depthsOf(blockBytes)) {
       const rates = await compare({ path, fileBytes, blockBytes, depth, seconds });
-      const fio = Math.max(rates["fio, threads"] ?? Number.NaN, rates["fio, io_uring"] ?? rates["fio, threads"] ?? 0);
-      const cells = names.map((name) => {
-        const rate = rates[name];
-        if (rate === null || rate === undefined) return "-";
-        return name.startsWith("fio") ? rate.toFixed(2) : `${rate.toFixed(2)} (${percent(rate, fio)})`;
-      });
-      console.log(`| ${blockBytes / 1024} KiB | ${depth} | ${cells.join(" | ")} |`);
+      console.log(`| ${blockBytes / 1024} KiB | ${depth} | ${rateCells(rates).join(" | ")} |`);
     }
   }
 }
@@ -215,7 +208,7 @@ function printStore(): void {
   disk.close(60_000_000);
 }
 
-if (Bun.which("fio") === null) console.log("fio is not installed: nothing to compare with (apt install fio)");
+if (Bun.which("fio") === null) console.log("fio is not installed: its columns are left out (apt install fio)");
 console.log(`${cpus().length} processors, load ${loadavg()[0]!.toFixed(1)} before the start`);
 console.log(`file of ${values.gib} GiB, first write ${fillFile().toFixed(2)} GB/s`);
 await printReads();
