@@ -1,6 +1,8 @@
 // How many KV blocks the compute device gets: what was asked for, or what memory allows, and never fewer than one
 // sequence of the longest length needs.
 
+import { readableBytes } from "../kvcache/readable-bytes.ts";
+
 /** The memory does not hold even one sequence; the message has the numbers and the ways out. */
 export class PoolSizeError extends Error {
   override name = "PoolSizeError";
@@ -34,13 +36,14 @@ export function poolBlocks(input: PoolSizeInput): number {
   if (blocks < needed) {
     throw new PoolSizeError(
       `${blocks} KV blocks of ${input.blockTokens} tokens do not hold one sequence of --max-model-len ` +
-        `${input.maxModelLen} (${needed} blocks, ${mebibytes(bytes)}): give more --gpu-memory or a smaller ` +
+        `${input.maxModelLen} (${needed} blocks, ${readableBytes(bytes)}): give more --gpu-memory or a smaller ` +
         "--max-model-len",
     );
   }
   if (bytes > input.freeBytes) {
+    const free = readableBytes(input.freeBytes);
     throw new PoolSizeError(
-      `${blocks} KV blocks need ${mebibytes(bytes)}, but only ${mebibytes(input.freeBytes)} of memory are free: ` +
+      `${blocks} KV blocks need ${readableBytes(bytes)}, but only ${free} of memory are free: ` +
         "lower --gpu-blocks or --gpu-memory",
     );
   }
@@ -56,20 +59,16 @@ export function describeMemory(plan: {
 }): string {
   const { totalBytes, freeBytes, weightBytes, kvBytes } = plan;
   const parts = [
-    `weights ${mebibytes(weightBytes)}`,
-    `workspace, driver and others ${mebibytes(totalBytes - freeBytes - weightBytes)}`,
-    `KV ${mebibytes(kvBytes)}`,
-    `free ${mebibytes(freeBytes - kvBytes)}`,
+    `weights ${readableBytes(weightBytes)}`,
+    `workspace, driver and others ${readableBytes(totalBytes - freeBytes - weightBytes)}`,
+    `KV ${readableBytes(kvBytes)}`,
+    `free ${readableBytes(freeBytes - kvBytes)}`,
   ];
-  return `GPU memory: ${parts.join(", ")}, in all ${mebibytes(totalBytes)}`;
+  return `GPU memory: ${parts.join(", ")}, in all ${readableBytes(totalBytes)}`;
 }
 
 function budgetBytes({ wantedBytes, utilization, isGpu, freeBytes, totalBytes }: PoolSizeInput): number {
   if (wantedBytes !== null) return wantedBytes;
   if (isGpu) return Math.max(0, freeBytes - totalBytes * (1 - utilization));
   return Math.min(freeBytes * CPU_SHARE, CPU_BYTES_MAX);
-}
-
-function mebibytes(bytes: number): string {
-  return `${Math.round(bytes / 2 ** 20)} MiB`;
 }

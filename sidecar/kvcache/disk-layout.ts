@@ -3,6 +3,7 @@
 // headers still lie dense enough to be read at start in few large pieces.
 
 import { FORMAT_VERSION, HEADER_BYTES } from "./block-header.ts";
+import { readableBytes } from "./readable-bytes.ts";
 
 export const GROUP_SLOTS = 256;
 export const GROUP_HEADER_BYTES = GROUP_SLOTS * HEADER_BYTES;
@@ -34,6 +35,16 @@ export function diskSlotCount(fileBytes: number, slotBytes: number): number {
   const groups = Math.floor(usable / groupBytes);
   const rest = Math.max(0, usable - groups * groupBytes - GROUP_HEADER_BYTES);
   return Math.min(groups * GROUP_SLOTS + Math.floor(rest / slotBytes), DISK_SLOTS_MAX);
+}
+
+/** Says that a tier of so many bytes would have more slots than it may, and what is used of it; null: it would not. */
+export function describeDiskLimit(fileBytes: number, slotBytes: number): string | null {
+  if (diskFileBytes(DISK_SLOTS_MAX + 1, slotBytes) > fileBytes) return null;
+  const used = readableBytes(diskFileBytes(DISK_SLOTS_MAX, slotBytes));
+  return (
+    `disk tier: ${used} of ${readableBytes(fileBytes)} are used, because it has at most ${DISK_SLOTS_MAX} blocks: ` +
+    "a larger --block-tokens makes more of it"
+  );
 }
 
 /** Offset of the slot's header in the file; those of one group are neighbours. */

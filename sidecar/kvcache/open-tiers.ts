@@ -8,11 +8,12 @@ import { type Device, hostView, type HostArena, NativeError, type NativeLibrary,
 import { adoptDisk, adoptHost } from "./adopt-blocks.ts";
 import { HEADER_BYTES } from "./block-header.ts";
 import type { CachedBlock } from "./cached-block.ts";
-import { diskFileBytes, diskSlotCount } from "./disk-layout.ts";
+import { describeDiskLimit, diskFileBytes, diskSlotCount } from "./disk-layout.ts";
 import { DiskStore } from "./disk-store.ts";
 import { DiskTier } from "./disk-tier.ts";
 import { HostTier } from "./host-tier.ts";
 import type { CachePolicy } from "./policy.ts";
+import { readableBytes } from "./readable-bytes.ts";
 import type { LowerTiers, Residency } from "./residency.ts";
 
 export interface TierOptions {
@@ -57,6 +58,8 @@ export class Tiers {
     const { slotBytes } = device.blockBytes();
     this.hostSlots = Math.floor(options.hostBytes / (slotBytes + HEADER_BYTES));
     this.diskSlots = this.hostSlots === 0 ? 0 : diskSlotCount(options.diskBytes, slotBytes);
+    const limit = this.hostSlots === 0 ? null : describeDiskLimit(options.diskBytes, slotBytes);
+    if (limit !== null) this.say(limit);
     this.#disk = this.diskSlots === 0 ? null : this.#openDisk(slotBytes);
     // Without the file's lock nobody guards the mapping: it is adopted only beside a disk tier.
     const name = this.#disk === null ? null : options.hostName;
@@ -152,14 +155,11 @@ function tierError(error: unknown, path: string, fileBytes: number): unknown {
   }
   if (error.status === Status.noSpace) {
     const { bavail, bsize } = statfsSync(dirname(path));
+    const [wanted, free] = [readableBytes(fileBytes), readableBytes(bavail * bsize)];
     return new TierError(
-      `the disk tier wants ${mebibytes(fileBytes)} at ${path}, but only ${mebibytes(bavail * bsize)} are free: ` +
+      `the disk tier wants ${wanted} at ${path}, but only ${free} are free: ` +
         "give a smaller --disk, or --disk 0 for none",
     );
   }
   return new TierError(`disk tier: ${error.message}`);
-}
-
-function mebibytes(bytes: number): string {
-  return `${Math.round(bytes / 2 ** 20)} MiB`;
 }

@@ -3,6 +3,7 @@
 import { describe, expect, test } from "bun:test";
 import { fingerprintDigest, HEADER_BYTES } from "../../../sidecar/kvcache/block-header.ts";
 import {
+  describeDiskLimit,
   DISK_SLOTS_MAX,
   diskFileBytes,
   diskSlotCount,
@@ -39,6 +40,16 @@ describe("disk layout", () => {
   test("a file too small for one slot has none, and tiny blocks are limited in number", () => {
     expect([0, 4096, 2 ** 20].map((bytes) => diskSlotCount(bytes, 8192))).toEqual([0, 0, 0]);
     expect(diskSlotCount(2 ** 40, 8192)).toBe(DISK_SLOTS_MAX);
+  });
+
+  test("that a file is larger than its slots may be is said, with what is used of it", () => {
+    const most = diskFileBytes(DISK_SLOTS_MAX, 2 ** 18);
+    expect(describeDiskLimit(most, 2 ** 18)).toBeNull();
+    expect(describeDiskLimit(most + 2 ** 18 - 1, 2 ** 18)).toBeNull();
+    expect(describeDiskLimit(999 * 2 ** 40, 2 ** 18)).toBe(
+      "disk tier: 260.0 GiB of 999.0 TiB are used, because it has at most 1048576 blocks: " +
+        "a larger --block-tokens makes more of it",
+    );
   });
 
   test("the headers of a group are neighbours", () => {
