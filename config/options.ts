@@ -86,7 +86,9 @@ export class OptionValues {
     const match = /^(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?$/i.exec(text);
     if (match === null) throw new OptionError(`--${flag} must be a size such as 512M or 4G, not "${text}"`);
     const power = "KMGT".indexOf(match[2]!.toUpperCase() || " ") + 1;
-    return Math.floor(Number(match[1]) * 1024 ** power);
+    const bytes = Math.floor(Number(match[1]) * 1024 ** power);
+    if (bytes > Number.MAX_SAFE_INTEGER) throw new OptionError(`--${flag} must be less than 8192T, not "${text}"`);
+    return bytes;
   }
 
   #number(

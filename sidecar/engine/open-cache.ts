@@ -9,7 +9,7 @@ import { TruncationRule } from "../kvcache/view.ts";
 import type { Model } from "../model/model.ts";
 import { NativeLibrary } from "../native.ts";
 import { nowMs } from "./request.ts";
-import { freeDiskBytes, freeMemoryBytes, tierSizes } from "./tier-size.ts";
+import { freeDiskBytes, freeMemoryBytes, tierSizes, totalMemoryBytes } from "./tier-size.ts";
 import type { EngineWorkerOptions } from "./worker-messages.ts";
 
 export interface OpenedCache {
@@ -46,6 +46,7 @@ export function openCache(
     wantedDiskBytes: options.cache.diskBytes,
     isGpu,
     freeBytes: freeMemoryBytes(),
+    totalBytes: totalMemoryBytes(),
     diskFreeBytes: freeDiskBytes(options.cache.diskPath),
   });
   const tiers = new Tiers(

@@ -110,11 +110,21 @@ export class Tiers {
   }
 
   #openArena(name: string | null): HostArena {
-    const arena = this.device.openHostArena(name, this.hostSlots);
+    const arena = this.#tryOpenArena(name);
     if (name !== null && !arena.isShared) {
       this.say("host tier: no room in shared memory: it will not survive a crash of this process");
     }
     return arena;
+  }
+
+  #tryOpenArena(name: string | null): HostArena {
+    try {
+      return this.device.openHostArena(name, this.hostSlots);
+    } catch (error) {
+      if (!(error instanceof NativeError) || error.status !== Status.outOfMemory) throw error;
+      const size = readableBytes(this.options.hostBytes);
+      throw new TierError(`no room for a host tier of ${size}: ${error.message}: give a smaller --host-memory`);
+    }
   }
 
   #openDisk(slotBytes: number): Disk {

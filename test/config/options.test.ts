@@ -29,6 +29,8 @@ describe("OptionValues", () => {
       4096, 512 * 2 ** 20, 1.5 * 2 ** 30, 2 * 2 ** 40, 1024, 3 * 2 ** 20,
     ]);
     for (const text of ["-1", "G", "1X", "1,5G", "0x10"]) expect(() => bytes(`${text}`)).toThrow(OptionError);
+    expect(bytes("8191T")).toBe(8191 * 2 ** 40);
+    for (const text of ["8192T", "9".repeat(400)]) expect(() => bytes(text)).toThrow("--size must be less than 8192T");
   });
 
   test("refuses what it does not know or cannot use, and says so", () => {
