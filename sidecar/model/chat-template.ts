@@ -33,6 +33,7 @@ export class ChatTemplateError extends Error {
 
 export class ChatTemplate {
   readonly #template: Template;
+  readonly #knowsDeveloper: boolean;
 
   /** variables: special tokens by name (bos_token, eos_token, ...). Throws when the source is not Jinja. */
   constructor(
@@ -42,9 +43,13 @@ export class ChatTemplate {
     readonly isPlain = false,
   ) {
     this.#template = new Template(source);
+    this.#knowsDeveloper = source.includes("developer");
   }
 
-  /** Throws ChatTemplateError. */
+  /**
+   * A template that never names the role "developer" gets "system", which OpenAI's newer role stands for: templates
+   * refuse what they do not know, or pass it on to a model that does not. Throws ChatTemplateError.
+   */
   render(messages: readonly TemplateMessage[], options: RenderOptions): string {
     try {
       return this.#template.render({
@@ -52,7 +57,7 @@ export class ChatTemplate {
         // Null, not missing: templates ask "tools is not none".
         tools: null,
         documents: null,
-        messages,
+        messages: this.#knowsDeveloper ? messages : messages.map(withoutDeveloper),
         add_generation_prompt: options.addGenerationPrompt,
         ...options.variables,
       });
@@ -60,6 +65,10 @@ export class ChatTemplate {
       throw new ChatTemplateError((error as Error).message);
     }
   }
+}
+
+function withoutDeveloper(message: TemplateMessage): TemplateMessage {
+  return message.role === "developer" ? { ...message, role: "system" } : message;
 }
 
 /** chat_template.jinja, else chat_template.json, else tokenizer_config.json, else PLAIN_TEMPLATE. Throws

@@ -90,6 +90,13 @@ describe.each([...RUNTIMES])("bad input to the edge on %s", (runtime) => {
     await expectAlive();
   });
 
+  test("the newer word for a system message", async () => {
+    const developer = { role: "developer", content: "Be brief." };
+    const response = await post(chat({ messages: [developer, ...messages] }));
+    expect(response.status).toBe(200);
+    await response.json();
+  });
+
   test("a huge max_tokens is as much as there is room for", async () => {
     const response = await post(chat({ max_tokens: 2 ** 53, stop: [" "], truncation: "disabled" }));
     expect(response.status).toBe(200);

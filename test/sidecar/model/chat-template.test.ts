@@ -57,6 +57,14 @@ describe("templates of real models", () => {
     });
   }
 
+  test("get the role developer where they know it, else system", () => {
+    const roles = "{% for message in messages %}{{ message.role }} {% endfor %}";
+    const messages = [{ role: "developer", content: "Be brief." }, ...HELLO];
+    const rendered = (source: string) => new ChatTemplate(source, {}).render(messages, { addGenerationPrompt: false });
+    expect(rendered(roles)).toBe("system user ");
+    expect(rendered(`${roles}{% if messages[0].role == 'developer' %}!{% endif %}`)).toBe("developer user !");
+  });
+
   test("see no tools where a request has none", () => {
     const { chat_template } = CASES["meta-llama/Llama-3.1-8B-Instruct"]!;
     const template = new ChatTemplate(chat_template, { bos_token: "<s>" });
