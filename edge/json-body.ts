@@ -18,6 +18,11 @@ export async function readJson<Schema extends z.ZodType>(
     const message = `Send the body as application/json, not "${type}".`;
     throw new ApiError(415, "unsupported_media_type", message);
   }
+  const encoding = request.headers.get("content-encoding") ?? "identity";
+  if (!/^(identity)?$/i.test(encoding.trim())) {
+    const message = `Send the body as it is: Content-Encoding "${encoding}" is not supported.`;
+    throw new ApiError(415, "unsupported_content_encoding", message);
+  }
   return parseJson(bytes, schema);
 }
 

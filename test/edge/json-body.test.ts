@@ -53,6 +53,16 @@ describe("parseJson", () => {
 });
 
 describe("readJson", () => {
+  test("refuses a compressed body, and says so", async () => {
+    const read = (body: BodyInit, encoding: string) =>
+      readJson(post(body, { "content-type": "application/json", "content-encoding": encoding }), anything, 100);
+    const error = (await read(Bun.gzipSync("{}"), "gzip").catch((thrown: unknown) => thrown)) as ApiError;
+    expect(error.status).toBe(415);
+    expect(error.body().error).toMatchObject({ type: "invalid_request_error", code: "unsupported_content_encoding" });
+    expect(error.message).toBe('Send the body as it is: Content-Encoding "gzip" is not supported.');
+    expect(await read("{}", "Identity")).toEqual({});
+  });
+
   test("wants application/json", async () => {
     for (const type of ["text/plain", "application/x-www-form-urlencoded", "application/jsonp"]) {
       const refused = readJson(post("{}", { "content-type": type }), anything, 100);
