@@ -9,21 +9,19 @@
 import { mkdtempSync, rmSync } from "node:fs";
 import { cpus, tmpdir } from "node:os";
 import { join } from "node:path";
-import { parseArgs } from "node:util";
 import type { Isa } from "../../sidecar/native.ts";
 import { ModelDirectory } from "../support/model-directory.ts";
 import { BUNDLED_MODEL } from "../support/recall.ts";
+import { benchOptions } from "./bench-options.ts";
 import { BenchModel } from "./cpu-model.ts";
 import { LlamaCpp } from "./llamacpp.ts";
 
-const { values } = parseArgs({
-  options: {
-    threads: { type: "string", default: String(cpus().length) },
-    rounds: { type: "string", default: "5" },
-    models: { type: "string", default: "bundled,1b" },
-    isa: { type: "string", default: "best" },
-    llamacpp: { type: "string" },
-  },
+const values = benchOptions(import.meta.path, {
+  threads: { type: "string", default: String(cpus().length) },
+  rounds: { type: "string", default: "5" },
+  models: { type: "string", default: "bundled,1b" },
+  isa: { type: "string", default: "best" },
+  llamacpp: { type: "string" },
 });
 const threads = Number(values.threads);
 const rounds = Number(values.rounds);

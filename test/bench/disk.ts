@@ -7,7 +7,6 @@
 import { mkdtempSync, rmSync } from "node:fs";
 import { cpus, loadavg, tmpdir } from "node:os";
 import { join } from "node:path";
-import { parseArgs } from "node:util";
 import { HEADER_BYTES } from "../../sidecar/kvcache/block-header.ts";
 import { diskFileBytes } from "../../sidecar/kvcache/disk-layout.ts";
 import { DiskStore } from "../../sidecar/kvcache/disk-store.ts";
@@ -16,17 +15,16 @@ import { Disk } from "../../sidecar/native-disk.ts";
 import { cpuLibrary } from "../support/cpu-library.ts";
 import { testIdentity } from "../support/disk-harness.ts";
 import { openTinyDevice } from "../support/tiny-device.ts";
+import { benchOptions } from "./bench-options.ts";
 import { bunReader, fioReaders, rateCells, type ReadCase, type Reader, runPool, uringReader } from "./disk-readers.ts";
 
-const { values } = parseArgs({
-  options: {
-    folder: { type: "string", default: tmpdir() },
-    gib: { type: "string", default: "8" },
-    depths: { type: "string", default: "1,8,16,32" },
-    blocks: { type: "string", default: "256K,1M,4M,50M" },
-    rounds: { type: "string", default: "5" },
-    seconds: { type: "string", default: "0.5" },
-  },
+const values = benchOptions(import.meta.path, {
+  folder: { type: "string", default: tmpdir() },
+  gib: { type: "string", default: "8" },
+  depths: { type: "string", default: "1,8,16,32" },
+  blocks: { type: "string", default: "256K,1M,4M,50M" },
+  rounds: { type: "string", default: "5" },
+  seconds: { type: "string", default: "0.5" },
 });
 const MIB = 2 ** 20;
 const fileBytes = Number(values.gib) * 1024 * MIB;

@@ -5,7 +5,6 @@
 //   bun run test/bench/edge.ts [--seconds 2] [--clients 32] [--tokens 20]
 
 import { cpus } from "node:os";
-import { parseArgs } from "node:util";
 import { SidecarClient } from "../../edge/sidecar-client.ts";
 import type { Runtime } from "../support/edge-process.ts";
 import { RUNTIMES, startEdgeProcess } from "../support/edge-process.ts";
@@ -13,13 +12,12 @@ import type { FakeStream } from "../support/fake-sidecar.ts";
 import { FAKE_MODEL, FAKE_SECRET, FakeSidecar } from "../support/fake-sidecar.ts";
 import { startPostgres } from "../support/postgres.ts";
 import { submitRequest, chatRequest } from "../../edge/chat-request.ts";
+import { benchOptions } from "./bench-options.ts";
 
-const { values } = parseArgs({
-  options: {
-    seconds: { type: "string", default: "2" },
-    clients: { type: "string", default: "32" },
-    tokens: { type: "string", default: "20" },
-  },
+const values = benchOptions(import.meta.path, {
+  seconds: { type: "string", default: "2" },
+  clients: { type: "string", default: "32" },
+  tokens: { type: "string", default: "20" },
 });
 const durationMs = Number(values.seconds) * 1000;
 const clientCount = Number(values.clients);

@@ -1,16 +1,16 @@
 // Greedy recall of the bundled model over its whole evaluation set, by distance: the table of its card, from
 // our kernels. Run: bun test/bench/recall.ts [--every N]
 
-import { parseArgs } from "node:util";
 import { BUNDLED_MODEL, readRecall, RecallRunner } from "../support/recall.ts";
 import { TestModel } from "../support/test-model.ts";
+import { benchOptions } from "./bench-options.ts";
 
 /** The card's row: whole answer equal to the expected sentence. */
 const CARD: Readonly<Record<number, number>> = {
   100: 100, 300: 98.8, 600: 100, 1000: 100, 1500: 97.6, 1900: 96.4,
 };
 
-const { values } = parseArgs({ options: { every: { type: "string", default: "1" } } });
+const values = benchOptions(import.meta.path, { every: { type: "string", default: "1" } });
 const items = readRecall().filter((_, index) => index % Number(values.every) === 0);
 using model = await TestModel.load(BUNDLED_MODEL, { blockTokens: 64 });
 const runner = await RecallRunner.create(model);

@@ -4,22 +4,19 @@
 //
 //   bun test/bench/throughput.ts [--streams 1,8,32] [--tokens 128] [--words 20] [--rounds 3] [-- sidecar flags]
 
-import { parseArgs } from "node:util";
 import { BenchSidecar } from "../support/bench-sidecar.ts";
 import { startEdgeProcess } from "../support/edge-process.ts";
 import { startPostgres } from "../support/postgres.ts";
 import { SeededRandom } from "../support/seeded-random.ts";
 import { markdownTable, median } from "../support/table.ts";
+import { benchOptions } from "./bench-options.ts";
 
 const split = process.argv.indexOf("--");
-const { values } = parseArgs({
-  args: process.argv.slice(2, split < 0 ? undefined : split),
-  options: {
-    streams: { type: "string", default: "1,8,32" },
-    tokens: { type: "string", default: "128" },
-    words: { type: "string", default: "20" },
-    rounds: { type: "string", default: "3" },
-  },
+const values = benchOptions(import.meta.path, {
+  streams: { type: "string", default: "1,8,32" },
+  tokens: { type: "string", default: "128" },
+  words: { type: "string", default: "20" },
+  rounds: { type: "string", default: "3" },
 });
 const tokenCount = Number(values.tokens);
 const WORDS = "the sea was calm and ships came from far away with salt wood cloth and many old stories".split(" ");

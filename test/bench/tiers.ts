@@ -7,24 +7,22 @@
 import { mkdirSync, writeFileSync } from "node:fs";
 import { cpus, loadavg } from "node:os";
 import { join } from "node:path";
-import { parseArgs } from "node:util";
 import { ModelDirectory } from "../support/model-directory.ts";
 import { BUNDLED_MODEL } from "../support/recall.ts";
 import { openTinyDevice } from "../support/tiny-device.ts";
+import { benchOptions } from "./bench-options.ts";
 import { type HistoryPlan, measureHistories, sweepPreload } from "./tiers-history.ts";
 import { measureChecksum, measureSaving } from "./tiers-saving.ts";
 import { sweepWorkingSet } from "./tiers-working-set.ts";
 
-const { values } = parseArgs({
-  options: {
-    parts: { type: "string", default: "history,preload,saving,checksum,working-set" },
-    models: { type: "string", default: "bundled,1b" },
-    repeats: { type: "string", default: "7" },
-    threads: { type: "string", default: "2" },
-    turns: { type: "string", default: "100" },
-    conversations: { type: "string", default: "4,8,12,16,24,32,40,48,64,96" },
-    plots: { type: "string" },
-  },
+const values = benchOptions(import.meta.path, {
+  parts: { type: "string", default: "history,preload,saving,checksum,working-set" },
+  models: { type: "string", default: "bundled,1b" },
+  repeats: { type: "string", default: "7" },
+  threads: { type: "string", default: "2" },
+  turns: { type: "string", default: "100" },
+  conversations: { type: "string", default: "4,8,12,16,24,32,40,48,64,96" },
+  plots: { type: "string" },
 });
 const repeats = Number(values.repeats);
 const threads = Number(values.threads);

@@ -7,24 +7,22 @@
 
 import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { parseArgs } from "node:util";
 import { gunzipSync } from "node:zlib";
 import { loadChatTemplate, type TemplateMessage } from "../../sidecar/model/chat-template.ts";
 import { loadTokenizer } from "../../sidecar/model/tokenizer.ts";
 import { BUNDLED_MODEL } from "../support/recall.ts";
 import { TestModel } from "../support/test-model.ts";
+import { benchOptions } from "./bench-options.ts";
 import { mean, meanInterval } from "./statistics.ts";
 import { type Segment, TruncatedReader } from "./truncated-views.ts";
 
-const { values } = parseArgs({
-  options: {
-    windows: { type: "string", default: "2048,512" },
-    keep: { type: "string", default: "1,0" },
-    tokens: { type: "string", default: "205000" },
-    "control-every": { type: "string", default: "4" },
-    threads: { type: "string", default: "2" },
-    json: { type: "string" },
-  },
+const values = benchOptions(import.meta.path, {
+  windows: { type: "string", default: "2048,512" },
+  keep: { type: "string", default: "1,0" },
+  tokens: { type: "string", default: "205000" },
+  "control-every": { type: "string", default: "4" },
+  threads: { type: "string", default: "2" },
+  json: { type: "string" },
 });
 const BLOCK_TOKENS = 64;
 const RATIO = 0.5;

@@ -3,19 +3,16 @@
 //
 //   bun test/bench/turns.ts [--turns 8] [--words 180] [--rounds 5] [-- sidecar flags, such as --model DIR]
 
-import { parseArgs } from "node:util";
 import { type BenchMessage, BenchSidecar, newSalt } from "../support/bench-sidecar.ts";
 import { SeededRandom } from "../support/seeded-random.ts";
 import { markdownTable, median } from "../support/table.ts";
+import { benchOptions } from "./bench-options.ts";
 
 const split = process.argv.indexOf("--");
-const { values } = parseArgs({
-  args: process.argv.slice(2, split < 0 ? undefined : split),
-  options: {
-    turns: { type: "string", default: "8" },
-    words: { type: "string", default: "180" },
-    rounds: { type: "string", default: "5" },
-  },
+const values = benchOptions(import.meta.path, {
+  turns: { type: "string", default: "8" },
+  words: { type: "string", default: "180" },
+  rounds: { type: "string", default: "5" },
 });
 const turnCount = Number(values.turns);
 const ANSWER_TOKENS = 24;
