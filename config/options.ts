@@ -129,11 +129,24 @@ function parse(
     specs.map(({ flag, value }) => [flag, { type: value === null ? "boolean" : "string" } as const]),
   );
   try {
-    return parseArgs({ args: [...argv], options, strict: true, allowPositionals: false }).values as Record<
+    const args = withNegatives(specs, argv);
+    return parseArgs({ args, options, strict: true, allowPositionals: false }).values as Record<
       string,
       string | boolean | undefined
     >;
   } catch (error) {
-    throw new OptionError(`${(error as Error).message.split(". To specify")[0]}; --help lists the options`);
+    throw new OptionError(`${(error as Error).message.split(/\.(?: To specify|\n)/)[0]}; --help lists the options`);
   }
+}
+
+/** "--threads -1" as "--threads=-1": the parser takes what begins with a dash for another option. */
+function withNegatives(specs: readonly OptionSpec[], argv: readonly string[]): string[] {
+  const withValue = new Set(specs.filter(({ value }) => value !== null).map(({ flag }) => `--${flag}`));
+  const words: string[] = [];
+  for (const word of argv) {
+    const flag = words.at(-1);
+    if (flag !== undefined && withValue.has(flag) && /^-\d/.test(word)) words[words.length - 1] = `${flag}=${word}`;
+    else words.push(word);
+  }
+  return words;
 }

@@ -20,7 +20,9 @@ export function requireApiKey(apiKey: string | null): MiddlewareHandler {
   return async (c, next) => {
     const given = c.req.header("authorization") ?? "";
     if (apiKey !== null && !(await isSame(given, `Bearer ${apiKey}`))) {
-      throw new ApiError(401, "invalid_api_key", "Send the API key as Authorization: Bearer KEY.");
+      const isKey = /^Bearer ./.test(given);
+      const message = isKey ? "The API key is wrong." : "Send the API key as Authorization: Bearer KEY.";
+      throw new ApiError(401, "invalid_api_key", message);
     }
     await next();
   };

@@ -77,10 +77,10 @@ export function readEdgeConfig(
   }
   const databaseUrl = values.optionalText("database-url");
   if (databaseUrl === null) {
-    throw new OptionError("DATABASE_URL is not set: it must name the PostgreSQL for conversations");
+    throw new OptionError("--database-url or DATABASE_URL must name the PostgreSQL for conversations");
   }
   if (!/^postgres(ql)?:\/\//.test(databaseUrl)) {
-    throw new OptionError("DATABASE_URL must be postgres://USER:PASSWORD@HOST:PORT/DATABASE");
+    throw new OptionError("--database-url or DATABASE_URL must be postgres://USER:PASSWORD@HOST:PORT/DATABASE");
   }
   return Object.freeze({
     host,

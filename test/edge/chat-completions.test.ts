@@ -371,8 +371,14 @@ describe("limits", () => {
     const app = createApp({ ...edge.services, config }, null as never);
     const get = (headers: Record<string, string>) =>
       app.request("/v1/models", { headers: { host: "localhost", ...headers } });
-    expect((await get({})).status).toBe(401);
-    expect((await get({ authorization: "Bearer k2" })).status).toBe(401);
+    const refusal = async (headers: Record<string, string>) => {
+      const response = await get(headers);
+      expect(response.status).toBe(401);
+      return ((await response.json()) as { error: { message: string } }).error.message;
+    };
+    expect(await refusal({})).toBe("Send the API key as Authorization: Bearer KEY.");
+    expect(await refusal({ authorization: "k1" })).toBe("Send the API key as Authorization: Bearer KEY.");
+    expect(await refusal({ authorization: "Bearer k2" })).toBe("The API key is wrong.");
     expect((await get({ authorization: "Bearer k1" })).status).toBe(200);
   });
 });

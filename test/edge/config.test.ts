@@ -26,8 +26,8 @@ describe("readEdgeConfig", () => {
   test("says what is missing or wrong", () => {
     const cases: [string[], object, string][] = [
       [[], { DATABASE_URL: "x" }, "KVASIR_SIDECAR_SECRET is not set"],
-      [[], { KVASIR_SIDECAR_SECRET: "s" }, "DATABASE_URL is not set"],
-      [[], { KVASIR_SIDECAR_SECRET: "s", DATABASE_URL: "mysql://x" }, "DATABASE_URL must be postgres://"],
+      [[], { KVASIR_SIDECAR_SECRET: "s" }, "--database-url or DATABASE_URL must name the PostgreSQL"],
+      [["--database-url", "foo"], env, "--database-url or DATABASE_URL must be postgres://"],
       [["--port", "70000"], env, "--port must be a number from 0 to 65535"],
       [["--sidecar", "http://x"], env, "--sidecar must be ws:// or wss:// URLs"],
       [["--prot", "1"], env, "--help lists the options"],
