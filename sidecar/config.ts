@@ -27,7 +27,7 @@ export const SIDECAR_OPTIONS: readonly OptionSpec[] = [
   { flag: "gpu-memory-utilization", value: "SHARE", fallback: "0.9", help: "share of the GPU's memory for weights, workspace and KV together" },
   { flag: "host-memory", value: "SIZE", fallback: null, help: "host tier of the KV cache, such as 2G; 0: none, and no disk tier; default: a share of what is free" },
   { flag: "disk", value: "SIZE", fallback: null, help: "disk tier of the KV cache, allocated at once; 0: none; default: a share of what is free" },
-  { flag: "disk-path", value: "FILE", fallback: null, help: "file of the disk tier; default: kv-cache/blocks in the data directory" },
+  { flag: "disk-path", value: "FILE", fallback: null, help: "file of the disk tier; its folder is made, but none above it; default: kv-cache/blocks in the data directory" },
   { flag: "disk-admission", value: "idle|eviction|second-touch", fallback: "idle", help: "what goes to disk before it has to leave host memory: what is idle, nothing, or what was used twice (and then nothing else)" },
   { flag: "disk-idle", value: "SECONDS", fallback: "1", help: "time without use after which --disk-admission idle writes a block" },
   { flag: "io-threads", value: "N", fallback: "8", help: "requests that the disk tier has in flight" },

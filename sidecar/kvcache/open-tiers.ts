@@ -1,7 +1,7 @@
 // The tiers below the gpu, opened on a device: the host arena and the disk tier's file, and what an earlier process
 // left in them. Whatever cannot be had is said in one line, and the cache does without.
 
-import { mkdirSync, statfsSync } from "node:fs";
+import { existsSync, mkdirSync, statfsSync } from "node:fs";
 import { dirname } from "node:path";
 import { Disk } from "../native-disk.ts";
 import { type Device, hostView, type HostArena, NativeError, type NativeLibrary, Status } from "../native.ts";
@@ -48,7 +48,7 @@ export class Tiers {
   readonly arena: HostArena | null;
   readonly #disk: Disk | null;
 
-  /** Throws TierError: another process has the file, or it does not fit the disk. */
+  /** Throws TierError: another process has the file, it does not fit the disk, or its folder is nowhere. */
   constructor(
     readonly library: NativeLibrary,
     readonly device: Device,
@@ -130,7 +130,7 @@ export class Tiers {
   #openDisk(slotBytes: number): Disk {
     const { diskPath, ioThreads } = this.options;
     const fileBytes = diskFileBytes(this.diskSlots, slotBytes);
-    mkdirSync(dirname(diskPath), { recursive: true, mode: 0o700 });
+    makeFolder(dirname(diskPath));
     try {
       const disk = new Disk(this.library, diskPath, fileBytes, ioThreads);
       disk.wake(this.device);
@@ -156,6 +156,17 @@ export class Tiers {
     });
     return new DiskTier(store, policy.disk, this.say);
   }
+}
+
+/** Where even the folder above is missing a disk may not be mounted, and another one would be filled. */
+function makeFolder(path: string): void {
+  const above = dirname(path);
+  if (!existsSync(above)) {
+    throw new TierError(
+      `the disk tier's folder cannot be made, because ${above} is not there: is its disk mounted? (--disk-path)`,
+    );
+  }
+  mkdirSync(path, { recursive: true, mode: 0o700 });
 }
 
 function tierError(error: unknown, path: string, fileBytes: number): unknown {
