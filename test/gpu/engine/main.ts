@@ -12,7 +12,7 @@ import type { BenchEngineOptions } from "./bench-engine.ts";
 import { productRates } from "./product-rate.ts";
 import { RawSteps } from "./raw-steps.ts";
 import { modelDirectory } from "./shapes.ts";
-import { conversations, type Place, savingMs, turnMs } from "./turns.ts";
+import { conversations, measureTurns, type Place, savingMs } from "./turns.ts";
 
 const { values, positionals } = parseArgs({
   allowPositionals: true,
@@ -117,8 +117,11 @@ function benchTurns(shape: string, model: Model, options: BenchEngineOptions, ra
     note(shape, `128 new tokens behind ${history} on the gpu`, computeMs, "ms", null);
     for (const place of places) {
       const floor = place === "host" ? Math.max(loadMs, computeMs) : null;
-      const ms = turnMs(model, options, { history, fresh: 128, place, repeats: 5 });
+      const { ms, loadBytesPerMs, stepMs } = measureTurns(model, options, { history, fresh: 128, place, repeats: 5 });
       note(shape, `a turn, ${history} + 128 new: ${place}`, ms, "ms", floor);
+      if (!place.startsWith("host") || loadBytesPerMs === null || stepMs === null) continue;
+      const expected = `${(loadBytesPerMs / 1e6).toFixed(1)} GB/s, a step of 128 in ${stepMs.toFixed(1)} ms`;
+      console.log(`${shape.padEnd(8)}   expected there: loads at ${expected}`);
     }
   }
 }

@@ -13,12 +13,21 @@ const TURN_HOST_BYTES_MAX = 16 * 2 ** 30;
 /** Four prompts of 8K tokens of a 13B shape. */
 const SAVING_HOST_BYTES_MAX = 28 * 2 ** 30;
 
-/** Median TTFT in ms of `fresh` tokens behind `history`. */
-export function turnMs(
+export interface Turns {
+  /** Median TTFT. */
+  readonly ms: number;
+  /** What the cache expects in the end, by which it chose when to begin: bytes from host memory per ms, ms of a step of
+   * the new tokens; null: never measured. */
+  readonly loadBytesPerMs: number | null;
+  readonly stepMs: number | null;
+}
+
+/** Turns of `fresh` tokens behind `history`. */
+export function measureTurns(
   model: Model,
   options: BenchEngineOptions,
   { history, fresh, place, repeats }: { history: number; fresh: number; place: Place; repeats: number },
-): number {
+): Turns {
   const { vocabSize, layers } = model.config;
   const preloadLayers = place === "host, no pre-loading" ? layers : null;
   const recompute = place === "host, load or compute" ? "auto" : "never";
@@ -36,8 +45,9 @@ export function turnMs(
     const { timings } = bench.answer(bench.submit(tokens, 1));
     if (i > 0) times.push(timings.ttftMs);
   }
+  const { loadRate, stepTimes } = bench.cache.costs;
   bench.close();
-  return median(times);
+  return { ms: median(times), loadBytesPerMs: loadRate.perMs, stepMs: stepTimes.expectedMs(fresh) };
 }
 
 /** Ms of a prompt and an answer, with write-through to host memory and without. */
