@@ -1,5 +1,6 @@
 // How fast something goes, learnt from what was measured: the median of the last few periods, so that it follows a disk
-// that slows down or a GPU that others load, and one period in which this process was held up changes nothing.
+// that slows down or a GPU that others load, and one period in which this process was held up changes nothing. A period
+// counts by what was moved in it: a few blocks take mostly the time of a start, and say little of a long history.
 
 /** Of which the median counts: it follows a change after five. */
 const PERIODS = 9;
@@ -18,8 +19,11 @@ export class RateMeter {
   /** Amount per millisecond; null before the first measurement. */
   get perMs(): number | null {
     if (this.#periods.length === 0) return null;
-    const rates = this.#periods.map(({ amount, ms }) => amount / ms).sort((a, b) => a - b);
-    return rates[Math.floor(rates.length / 2)]!;
+    const slowestFirst = this.#periods.toSorted((a, b) => a.amount / a.ms - b.amount / b.ms);
+    const half = this.#periods.reduce((sum, { amount }) => sum + amount, 0) / 2;
+    let moved = 0;
+    const middle = slowestFirst.find(({ amount }) => (moved += amount) > half)!;
+    return middle.amount / middle.ms;
   }
 
   /** `amount` took from `startMs` to `endMs`, or began when what was measured last had ended. */

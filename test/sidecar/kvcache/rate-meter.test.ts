@@ -5,13 +5,13 @@ import { RateMeter } from "../../../sidecar/kvcache/rate-meter.ts";
 
 const RATE = 50;
 
-/** Notes `count` transfers one behind the other. */
+/** Notes `count` transfers of one size one behind the other. */
 function noteMany(meter: RateMeter, count: number, rate: number, startMs: number): number {
   let endMs = startMs;
   for (let i = 0; i < count; i++) {
     const beginMs = endMs;
-    endMs += 10;
-    meter.note(rate * 10, beginMs, endMs);
+    endMs += (RATE * 10) / rate;
+    meter.note(RATE * 10, beginMs, endMs);
   }
   return endMs;
 }
@@ -57,6 +57,13 @@ describe("RateMeter", () => {
     const meter = new RateMeter();
     meter.note(RATE / 2, 0, 0.5);
     meter.note(RATE / 2, 3, 3.5);
+    expect(meter.perMs).toBe(RATE);
+  });
+
+  test("small transfers, which take as long as their start, say little beside a large one", () => {
+    const meter = new RateMeter();
+    meter.note(RATE * 100, 0, 100);
+    for (let i = 0; i < 8; i++) meter.note(RATE / 4, 200 + i * 10, 201 + i * 10);
     expect(meter.perMs).toBe(RATE);
   });
 
