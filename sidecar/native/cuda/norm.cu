@@ -103,6 +103,14 @@ struct Weights {
   __device__ Weights(const float* weight, uint32_t size) : all(weight) {
     if constexpr (are_held) row.load(weight, size);
   }
+  /** Into the level-2 cache, and no further: the kernel before may be the one that writes them. */
+  __device__ static void prefetch(const float* weight, uint32_t size) {
+#pragma unroll
+    for (uint32_t v = 0; v < vectors; ++v) {
+      const uint32_t at = HeldRow<vectors>::at(v);
+      if (at < size) prefetch_to_l2(weight + at);
+    }
+  }
   /** Of a vector; i: its place in the row. */
   __device__ Four<float> get(uint32_t vector, uint32_t i) const {
     if constexpr (are_held) return row.held[vector];
@@ -114,8 +122,9 @@ template <class T, uint32_t vectors>
 __global__ void __launch_bounds__(threads_max)
     norm_vectors_kernel(T* y, const float* x, uint32_t row_count, NormArgs args) {
   let_next_kernel_start();
-  const Weights<vectors> weights(args.weight, args.size);  // do not depend on the kernels before
+  Weights<vectors>::prefetch(args.weight, args.size);
   wait_for_previous_kernels();
+  const Weights<vectors> weights(args.weight, args.size);
   const float size = static_cast<float>(args.size);
   const auto at = [&](uint32_t r) { return static_cast<uint64_t>(r) * args.size; };
   constexpr bool is_ahead = vectors <= 2;  // there are registers for the row to come

@@ -209,6 +209,11 @@ __device__ __forceinline__ void copy_async_arrive(uint32_t barrier) {
   asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(barrier) : "memory");
 }
 
+/** Asks for the line of this address in the level-2 cache. */
+__device__ __forceinline__ void prefetch_to_l2(const void* address) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
+}
+
 // ---- programmatic dependent launch (sm_90) ----------------------------------------------------------
 
 /** Until the kernels before this one are complete and their writes visible. */
