@@ -182,8 +182,9 @@ class Run {
     // One element of a key that is rounded to the other side moves its score by up to 2^-8 |q k| / sqrt(head_dim), and
     // the weights of a row of few keys by as much: 1.05e-3 was seen once in some thousand rows.
     if (dtype == KVS_F32 && config_.kv_dtype != KVS_F32) limits.row_error = 2e-3;
-    // Turned queries and softmax weights are rounded on the way; narrow rows average over few of these errors.
-    if (dtype == KVS_BF16 && q_size < 512) limits.row_error = 8e-3;
+    // Turned queries and softmax weights are rounded on the way; narrow rows average over few of these errors: of 576
+    // values the worst of 2,700 simulated rows was at 5.0e-3, and of some ten thousand here one at 5.6e-3.
+    if (dtype == KVS_BF16 && q_size < 1024) limits.row_error = 8e-3;
     if (dtype == KVS_F16 && config_.kv_dtype == KVS_BF16) limits = {5e-3, 32.0};
     context_.report.rows("attention", of_case, dtype, y, reference, q_size, limits);
   }
