@@ -1,9 +1,12 @@
 // How fast something goes, learnt from what was measured: the median of the last few periods, so that it follows a disk
-// that slows down or a GPU that others load, and one period in which this process was held up changes nothing. A period
-// counts by what was moved in it: a few blocks take mostly the time of a start, and say little of a long history.
+// that slows down or a GPU that others load, and one period in which this process was held up changes nothing. Periods
+// in which little was moved do not count beside long ones: a few blocks take mostly the time of their start.
 
-/** Of which the median counts: it follows a change after five. */
+/** Of which the median counts: among transfers of about one size it follows a change after five. */
 const PERIODS = 9;
+/** Less than this share of the most is little, and does not count where so many other periods are left. */
+const LONG_SHARE = 1 / 8;
+const LONG_PERIODS_MIN = 3;
 /** What ends so soon after another was moved beside it: one period, not a short one of its own. */
 const SAME_PERIOD_MS = 1;
 
@@ -19,11 +22,8 @@ export class RateMeter {
   /** Amount per millisecond; null before the first measurement. */
   get perMs(): number | null {
     if (this.#periods.length === 0) return null;
-    const slowestFirst = this.#periods.toSorted((a, b) => a.amount / a.ms - b.amount / b.ms);
-    const half = this.#periods.reduce((sum, { amount }) => sum + amount, 0) / 2;
-    let moved = 0;
-    const middle = slowestFirst.find(({ amount }) => (moved += amount) > half)!;
-    return middle.amount / middle.ms;
+    const rates = this.#periodsThatCount().map(({ amount, ms }) => amount / ms).sort((a, b) => a - b);
+    return rates[Math.floor(rates.length / 2)]!;
   }
 
   /** `amount` took from `startMs` to `endMs`, or began when what was measured last had ended. */
@@ -39,6 +39,12 @@ export class RateMeter {
     } else if (elapsedMs > 0) {
       this.#periods = [...this.#periods, { amount, ms: elapsedMs }].slice(-PERIODS);
     }
+  }
+
+  #periodsThatCount(): Period[] {
+    const most = Math.max(...this.#periods.map(({ amount }) => amount));
+    const long = this.#periods.filter(({ amount }) => amount >= most * LONG_SHARE);
+    return long.length >= LONG_PERIODS_MIN ? long : this.#periods;
   }
 
   /** Expected duration, ms; null while nothing was measured. */

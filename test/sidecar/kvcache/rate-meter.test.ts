@@ -60,10 +60,19 @@ describe("RateMeter", () => {
     expect(meter.perMs).toBe(RATE);
   });
 
-  test("small transfers, which take as long as their start, say little beside a large one", () => {
+  test("small transfers, which take as long as their start, do not count beside large ones", () => {
     const meter = new RateMeter();
-    meter.note(RATE * 100, 0, 100);
-    for (let i = 0; i < 8; i++) meter.note(RATE / 4, 200 + i * 10, 201 + i * 10);
+    const endMs = noteMany(meter, 3, RATE, 0);
+    for (let i = 0; i < 6; i++) meter.note(RATE / 4, endMs + i * 10, endMs + i * 10 + 1);
+    expect(meter.perMs).toBe(RATE);
+  });
+
+  test("a large one that was held up changes nothing, among smaller ones either", () => {
+    const meter = new RateMeter();
+    const endMs = noteMany(meter, 2, RATE, 0);
+    meter.note(RATE * 1000, endMs, endMs + 4000);
+    expect(meter.perMs).toBe(RATE);
+    noteMany(meter, 6, RATE, endMs + 4000);
     expect(meter.perMs).toBe(RATE);
   });
 
