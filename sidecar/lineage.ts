@@ -122,7 +122,7 @@ export class Lineage {
     const earlier = this.#database.query("SELECT 1 FROM sqlite_schema WHERE name = 'segments'").get();
     if (earlier !== null) {
       this.#database.run("DROP TABLE segments");
-      this.#database.run("VACUUM"); // gives its room back
+      this.#attempt(() => this.#database.run("VACUUM")); // gives its room back, where there is room to do so
     }
     this.#database.run(
       `CREATE TABLE IF NOT EXISTS text_segments

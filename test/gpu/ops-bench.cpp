@@ -193,7 +193,8 @@ class ModelBench {
       side_.lib.ok(side_.lib.weight_create(side_.device, outputs, inputs, KVS_BF16, &weights[i]));
       side_.lib.ok(side_.lib.weight_fill_random(side_.device, weights[i], i, 0.02f));
     }
-    const double bytes = 2.0 * outputs * inputs + 2.0 * rows_ * (inputs + outputs);
+    const double y_bytes = flags == 0 ? 2.0 : (flags & KVS_MATMUL_ACCUMULATE) != 0 ? 8.0 : 4.0;  // read and written
+    const double bytes = 2.0 * outputs * inputs + rows_ * (2.0 * inputs + y_bytes * outputs);
     const double floor = std::max(bytes / bytes_per_us_, 2.0 * outputs * inputs * rows_ / products_per_us);
     const double time = time_us(side_, is_graph_, ++key_, [&](uint32_t i) {
       side_.lib.ok(side_.lib.matmul(side_.device, y == 0 ? y_ : y, x_, weights[i % weight_turns], 0, rows_, flags));
