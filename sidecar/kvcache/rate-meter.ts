@@ -9,10 +9,14 @@ const LONG_SHARE = 1 / 8;
 const LONG_PERIODS_MIN = 3;
 /** What ends so soon after another was moved beside it: one period, not a short one of its own. */
 const SAME_PERIOD_MS = 1;
+/** A period takes no more in when so much was added to it: a burst is several, or a slower one would not show. */
+const BESIDE_MS_MAX = 10;
 
 interface Period {
   amount: number;
   ms: number;
+  /** Of these, for what was moved beside the first. */
+  besideMs: number;
 }
 
 export class RateMeter {
@@ -33,11 +37,12 @@ export class RateMeter {
     this.#lastEndMs = Math.max(this.#lastEndMs, endMs);
     if (amount <= 0) return;
     const last = this.#periods.at(-1);
-    if (isBeside && last !== undefined) {
+    if (isBeside && last !== undefined && last.besideMs < BESIDE_MS_MAX) {
       last.amount += amount;
       last.ms += elapsedMs;
+      last.besideMs += elapsedMs;
     } else if (elapsedMs > 0) {
-      this.#periods = [...this.#periods, { amount, ms: elapsedMs }].slice(-PERIODS);
+      this.#periods = [...this.#periods, { amount, ms: elapsedMs, besideMs: 0 }].slice(-PERIODS);
     }
   }
 

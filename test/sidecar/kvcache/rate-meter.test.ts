@@ -53,6 +53,18 @@ describe("RateMeter", () => {
     expect(meter.perMs! / RATE).toBeLessThan(1.01);
   });
 
+  test("a long burst of transfers beside one another does not hide that they slow down", () => {
+    const meter = new RateMeter();
+    let endMs = 0;
+    const burst = (count: number, eachMs: number) => {
+      for (let i = 0; i < count; i++) meter.note(1, endMs - 1, (endMs += eachMs));
+    };
+    burst(10_000, 0.1);
+    burst(200, 0.9);
+    expect(meter.perMs!).toBeGreaterThan(1);
+    expect(meter.perMs!).toBeLessThan(1.3);
+  });
+
   test("a short transfer on its own counts", () => {
     const meter = new RateMeter();
     meter.note(RATE / 2, 0, 0.5);
