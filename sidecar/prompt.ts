@@ -39,8 +39,8 @@ export interface PromptLimits {
 /**
  * Most characters of a request's messages for each token of the context. Where in a conversation blocks leave the view
  * depends on how many tokens there are from its start on, so even text that has left must be encoded; and a tokenizer
- * takes seconds for millions of characters, while other long prompts wait. No token stands for so many characters: what
- * is refused would never fit the context.
+ * takes seconds for millions of characters, while other long prompts wait. Without truncation what is refused would not
+ * fit; with it, this is where a conversation of very much text ends.
  */
 const CHARACTERS_PER_CONTEXT_TOKEN_MAX = 256;
 
