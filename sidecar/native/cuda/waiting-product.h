@@ -22,7 +22,8 @@ class WaitingProduct {
   /** gated (rows, size) = silu(y[:, :size]) * y[:, size:] becomes part of the product that waits; false: it cannot. */
   bool add_gate(void* gated, const void* y, uint32_t rows, uint32_t size);
   /** Enqueues what waits. The library times a product of a new kind when it is first launched, so what the GPU runs
-   * ends before that, unless the stream is being captured. Throws Failure(KVS_DEVICE_FAILED). */
+   * ends before that, unless the stream is being captured. Throws Failure: KVS_DEVICE_FAILED, or KVS_UNSUPPORTED where
+   * the library has no such product; whoever enqueues next gets it, not who added the product. */
   void launch(cudaStream_t stream);
 
  private:
