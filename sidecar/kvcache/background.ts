@@ -114,9 +114,10 @@ export class Background {
     for (let left = STARTS_PER_TURN; count > 0 && left > 0; count--, left--) {
       const victim = pool.victim();
       if (victim === null) return;
+      const isWritten = !victim.isDiskReady && this.#isAdmitted(victim);
+      if (isWritten && !this.#canWrite(nowMs)) return;
       this.#isActive = true;
-      if (victim.isDiskReady || !this.#isAdmitted(victim)) residency.evictHost(victim);
-      else if (!this.#canWrite(nowMs)) return;
+      if (!isWritten) residency.evictHost(victim);
       else if (this.moves.write(victim, nowMs)) this.moves.demote(victim);
       else if (victim.host !== ABSENT) residency.evictHost(victim); // the disk holds nothing worth less
     }
@@ -148,11 +149,14 @@ export class Background {
       if (due === "later") break;
       if (due === "no") continue;
       if (isHostReady(block)) {
-        this.moves.write(block, nowMs);
+        this.moves.write(block, nowMs); // or it is refused for good
+        this.#isActive = true;
       } else if (block.host === ABSENT && block.gpu !== ABSENT) toSave.push(block);
-      this.#isActive = true;
     }
-    if (toSave.length > 0) this.moves.save(toSave, "now", nowMs);
+    if (toSave.length === 0) return;
+    const { inFlight } = this.moves;
+    this.moves.save(toSave, "now", nowMs);
+    if (this.moves.inFlight > inFlight) this.#isActive = true;
   }
 
   /** Goes to disk before it has to leave host memory. */

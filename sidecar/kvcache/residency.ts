@@ -127,7 +127,7 @@ export class Residency {
     this.lost.found(block.id);
     this.gpu.setOwner(gpu, block, this.parent(block));
     block.gpu = gpu;
-    if (!block.isDiskReady) this.markDirty(block, nowMs);
+    if (block.disk === ABSENT) this.markDirty(block, nowMs);
   }
 
   /** An open block has received more tokens in its gpu block: copies below hold less than its new name says. */
@@ -222,6 +222,10 @@ export class Residency {
       if (block.disk !== ABSENT) {
         assert(this.tiers.disk!.pool.owner(block.disk) === block, "its disk slot is another's");
       }
+    }
+    for (const block of this.dirty.keys()) {
+      assert(this.index.get(block.id) === block, "a block to be written is findable");
+      assert(block.disk === ABSENT, "a block to be written has no copy on disk, and none is being written");
     }
   }
 

@@ -14,7 +14,7 @@ import { HostTier } from "../../sidecar/kvcache/host-tier.ts";
 import { KvCache, type KvCacheOptions } from "../../sidecar/kvcache/kv-cache.ts";
 import type { LowerTiers } from "../../sidecar/kvcache/residency.ts";
 import { DiskMedium } from "./disk-medium.ts";
-import { FakeDevice } from "./fake-device.ts";
+import { FakeDevice, STREAMS } from "./fake-device.ts";
 import { FAKE_EOS, FakeRunner, GREEDY, ReferenceView, referenceAnswer } from "./fake-runner.ts";
 import { FaultyDisk } from "./faulty-disk.ts";
 import { SeededRandom } from "./seeded-random.ts";
@@ -169,15 +169,17 @@ export class EngineHarness {
     }
   }
 
-  /** Engine and device go on by about one step; time passes, and the copy streams move by chance. */
+  /** Engine and device go on by about one step; time passes, and which stream is ahead of which is chance. */
   turn(): void {
     this.nowMs++;
     this.step();
-    for (const stream of ["load", "save"] as const) {
-      for (let count = this.random.integer(0, 6); count > 0; count--) this.device.advance(stream);
+    for (let round = 0; round < 4; round++) {
+      for (const stream of STREAMS) {
+        for (let count = this.random.integer(0, 6); count > 0; count--) this.device.advance(stream);
+      }
     }
     if (!this.runner.finishStep()) {
-      for (const stream of ["compute", "load", "save"] as const) this.device.advance(stream);
+      for (const stream of STREAMS) this.device.advance(stream);
     }
   }
 

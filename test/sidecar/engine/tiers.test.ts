@@ -63,6 +63,22 @@ describe.each([
     harness.expectNothingLeft();
   });
 
+  test("a layer is saved when it was computed, however far the save stream is ahead of the others", () => {
+    const harness = crowded({ layers: 20, diskSlots: 0, cache });
+    harness.submit(prompt(40), { maxTokens: 1, sampling: endless });
+    const { device } = harness;
+    harness.runToEnd(() => {
+      harness.step();
+      while (device.advance("save") || device.advance("compute"));
+    });
+    harness.settle();
+    for (const seed of [2, 3]) ask(harness, prompt(50, seed));
+    harness.settle();
+    const { usage } = ask(harness, [...prompt(40), 5]);
+    expect(usage.cachedTokens.host).toBeGreaterThanOrEqual(39);
+    harness.expectNothingLeft();
+  });
+
   test("a long answer takes nothing from others for which host memory has room", () => {
     const gpuMarks = { lowBlocks: 0, highBlocks: 0 }; // nothing is moved down before it is in the way
     const harness = crowded({ diskSlots: 0, cache, background: { gpuMarks } });
@@ -233,6 +249,24 @@ describe.each([
   });
 });
 
+test("what is computed again while it goes to disk goes there once, and then nothing is left to do", () => {
+  const harness = crowded({ cache: { isExclusive: false }, background: { maxWrites: 64 } });
+  const { disk, cache } = harness;
+  disk!.faults = { ...NO_FAULTS, hang: 1 };
+  ask(harness, prompt(40));
+  for (const seed of [2, 3]) ask(harness, prompt(50, seed));
+  for (let i = 0; i < IDLE_MS; i++) harness.turn();
+  expect(cache.residency.tiers.disk!.writingCount).toBeGreaterThan(5);
+  // Its last block is computed on a copy, as its last token always is.
+  expect(ask(harness, prompt(40)).usage.cachedTokens).toMatchObject({ host: 39 });
+  disk!.faults = NO_FAULTS;
+  disk!.release();
+  harness.settle(2 * IDLE_MS);
+  expect(cache.residency.dirty.size).toBe(0);
+  expect(cache.isBusy(harness.nowMs)).toBe(false);
+  harness.expectNothingLeft();
+});
+
 test("exclusive tiers: nothing is lost to a disk that is slow, however suddenly gpu memory is wanted", () => {
   const harness = crowded({ hostSlots: 8, diskSlots: 64, cache: { isExclusive: true } });
   harness.disk!.faults = { ...NO_FAULTS, hang: 1 };
@@ -345,13 +379,13 @@ describe("any history", () => {
       blockTokens,
       maxModelLen,
       maxSequences,
-      layers: random.integer(1, 3),
+      layers: random.next() < 0.7 ? random.integer(1, 3) : random.integer(4, 20),
       gpuBlocks: least + random.integer(0, 12),
       hostSlots: random.integer(0, 3) === 0 ? 0 : random.integer(1, 30),
       diskSlots: random.integer(0, 3) === 0 ? 0 : random.integer(1, 60),
       maxBatchTokens: maxSequences + random.integer(0, 30),
       loadAheadBlocks: random.integer(0, 12),
-      queueCapacity: random.integer(4, 40),
+      queueCapacity: random.integer(4, 100),
       ...(random.next() < 0.1 && { hasher: blunt }),
       cache: {
         isExclusive: random.next() < 0.5,
@@ -373,9 +407,10 @@ describe("any history", () => {
       const salt = new Uint8Array(32).fill(random.integer(0, 1));
       return { tokens: prompt(random.integer(1, 50), random.integer(0, 5)), salt };
     }
-    // Going on, editing, regenerating.
+    // Going on, editing, regenerating, asking the same once more.
     const kept = random.next() < 0.7 ? known.tokens.length : random.integer(1, known.tokens.length);
-    const tokens = [...known.tokens.slice(0, kept), ...prompt(random.integer(1, 12), random.integer(0, 99))];
+    const fresh = random.next() < 0.2 ? 0 : random.integer(1, 12);
+    const tokens = [...known.tokens.slice(0, kept), ...prompt(fresh, random.integer(0, 99))];
     return { tokens: tokens.slice(0, 220), salt: known.salt };
   }
 
