@@ -173,6 +173,12 @@ class Run {
   std::vector<float> norm_;
 };
 
+/** Whether FP8 products of few rows are left to the library, which quantises x: not all of ours take such inputs. */
+bool has_odd_inputs(const Program& program) {
+  const auto is_odd = [](const Shape& shape) { return shape.inputs % 128 != 0; };
+  return std::any_of(program.weights.begin(), program.weights.end(), is_odd);
+}
+
 /** Roundings add up along a program: so many times those of one operation. */
 Limits along(const Limits& one, double count) { return {one.row_error * count, one.ulps * count}; }
 
@@ -189,13 +195,17 @@ void check_program(Context& context, Side& cuda, Side& cpu, const Program& progr
   bool is_steady = true;
   for (const Values& values : chained) is_steady = is_steady && values == chained[0];
   context.report.that(chain + ": bits of every run", of_case, is_steady);
+  // Prompts have no gates inside FP8 products; what is different is where x is quantised.
+  if (is_fp8 && rows > 64) context.report.that(chain + ": bits of one by one", of_case, chained[0] == one_by_one);
   const Values reference = is_fp8 ? Values{} : run.on(cpu, KVS_F32, false, 1)[0];
   for (size_t b = 0; b < program.buffers.size(); ++b) {
     if (is_spent(program, b)) continue;
     const std::string of_buffer = text("%s, buffer %zu", of_case.c_str(), b);
     const Limits one = limits_of(dtype, program.buffers[b]);
+    // Where x is quantised, what a gate's rounding moves over the border of two FP8 values moves by a sixteenth.
+    const Limits limits = is_fp8 && has_odd_inputs(program) ? Limits{0.04, 1e3} : along(one, 2);
     context.report.rows(chain + ", one by one", of_buffer, dtype, chained[0][b], one_by_one[b], program.buffers[b],
-                        along(one, 2));
+                        limits);
     if (is_fp8) continue;
     context.report.rows(chain, of_buffer, dtype, chained[0][b], reference[b], program.buffers[b], along(one, 4));
   }
@@ -229,7 +239,11 @@ void check_chains(Context& context) {
     // Prompts: the gate is part of a kernel for both, where tiles keep the GPU busy, or comes behind the library's.
     for (const uint32_t rows : {300u, 500u, 512u}) {
       check_program(context, cuda, cpu, layer(512, 8448, 320), rows, dtype);
+      check_program(context, cuda, cpu, layer(512, 8448, 320), rows, KVS_F8E4M3);
+      check_program(context, cuda, cpu, layer(320, 368, 320), rows, KVS_F8E4M3);
+      check_program(context, cuda, cpu, oddities(512, 768), rows, KVS_F8E4M3);
     }
+    check_program(context, cuda, cpu, layer(5120, 14336, 320), 100, KVS_F8E4M3);
     // At the sizes of a large model, where thread blocks share outputs.
     for (const uint32_t rows : {1u, 8u, 16u, 64u}) {
       const Program program = layer(4096, 14336, 6144);

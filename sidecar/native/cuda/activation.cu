@@ -16,12 +16,18 @@ constexpr uint32_t threads = 256;
 struct SiluMul {
   static constexpr uint32_t inputs = 2;
   static constexpr bool is_gate = true;  // a product's kernel can do it
-  __device__ static float apply(float gate, float up) { return gate / (1.0f + expf(-gate)) * up; }
+  /** For results of 16 bits by the fast instructions, whose errors of 1e-6 they do not show. */
+  template <class T>
+  __device__ static float apply(float gate, float up) {
+    if constexpr (sizeof(T) == 2) return __fdividef(gate, 1.0f + __expf(-gate)) * up;
+    return gate / (1.0f + expf(-gate)) * up;
+  }
 };
 
 struct Gelu {
   static constexpr uint32_t inputs = 1;
   static constexpr bool is_gate = false;
+  template <class T>
   __device__ static float apply(float x, float) { return 0.5f * x * (1.0f + erff(x * 0.70710678f)); }
 };
 
@@ -41,7 +47,7 @@ __global__ void activation_kernel(T* y, const T* x, uint32_t size) {
 #pragma unroll
   for (uint32_t k = 0; k < width; ++k) {
     const float value =
-        Activation::apply(to_float(reinterpret_cast<const T*>(&a)[k]), to_float(reinterpret_cast<const T*>(&b)[k]));
+        Activation::template apply<T>(to_float(reinterpret_cast<const T*>(&a)[k]), to_float(reinterpret_cast<const T*>(&b)[k]));
     reinterpret_cast<T*>(&out)[k] = from_float<T>(value);
   }
   reinterpret_cast<Element*>(y)[row * size + i] = out;

@@ -43,10 +43,11 @@ __device__ void quantise_row(__nv_fp8_e4m3* y, float* scale_out, uint32_t cols, 
   }
 }
 
-/** E4M3 values of neighbouring columns. */
+/** E4M3 values of neighbouring columns, in pairs as they are converted. */
 template <uint32_t width>
 struct alignas(width) Narrow {
-  __nv_fp8_e4m3 values[width];
+  __nv_fp8x2_storage_t pairs[width / 2];
+  __device__ __nv_fp8_storage_t value(uint32_t k) const { return static_cast<uint8_t>(pairs[k / 2] >> (k % 2 * 8)); }
 };
 
 /** To their places in the row y. All lanes of the warp, even those past the row's end, which store nothing. */
@@ -54,8 +55,9 @@ template <uint32_t width>
 __device__ void store_permuted(__nv_fp8_e4m3* y, uint32_t col, uint32_t row_bytes, const Narrow<width>& narrow) {
   if (col >= row_bytes) return;
 #pragma unroll
-  for (uint32_t k = 0; k < width; ++k) y[fp8_place(col + k)] = narrow.values[k];
+  for (uint32_t k = 0; k < width; ++k) y[fp8_place(col + k)].__x = narrow.value(k);
 }
+
 /** Eight columns a lane: eight lanes have a block of 64, lane 2 step + half the values of a half of a step, and hand
  * one another what lies together, so that each stores 8 bytes. */
 template <>
@@ -75,6 +77,26 @@ __device__ void store_permuted<8>(__nv_fp8_e4m3* y, uint32_t col, uint32_t row_b
   if (col < row_bytes) *reinterpret_cast<uint2*>(y + fp8_eight_place(col)) = stored;
 }
 
+/** The largest magnitude of values that come in pairs, which 16-bit types compare at once. */
+template <class X>
+struct Largest {
+  float2 pair = {0.0f, 0.0f};
+  __device__ void add(const X* two) {
+    pair = {fmaxf(pair.x, fabsf(to_float(two[0]))), fmaxf(pair.y, fabsf(to_float(two[1])))};
+  }
+  __device__ float value() const { return fmaxf(pair.x, pair.y); }
+};
+template <class X, class Pair>
+struct LargestOfHalves {
+  Pair pair = {};
+  __device__ void add(const X* two) { pair = __hmax2(pair, __habs2(*reinterpret_cast<const Pair*>(two))); }
+  __device__ float value() const { return fmaxf(__low2float(pair), __high2float(pair)); }
+};
+template <>
+struct Largest<__nv_bfloat16> : LargestOfHalves<__nv_bfloat16, __nv_bfloat162> {};
+template <>
+struct Largest<__half> : LargestOfHalves<__half, __half2> {};
+
 /** The row waits in registers for its largest value: `vectors` of 16 bytes a thread. */
 template <class X, uint32_t vectors>
 __global__ void __launch_bounds__(row_threads_max)
@@ -85,20 +107,18 @@ __global__ void __launch_bounds__(row_threads_max)
   const uint64_t row = blockIdx.x;
   const uint32_t row_bytes = fp8_row_bytes(cols);
   Vector<X> held[vectors] = {};
-  float largest = 0.0f;
 #pragma unroll
   for (uint32_t v = 0; v < vectors; ++v) {
     const uint32_t at = (v * blockDim.x + threadIdx.x) * width;
     if (at < cols) held[v] = *reinterpret_cast<const Vector<X>*>(x + row * cols + at);
   }
+  Largest<X> largest;
 #pragma unroll
   for (uint32_t v = 0; v < vectors; ++v) {
-    if ((v * blockDim.x + threadIdx.x) * width >= cols) break;
 #pragma unroll
-    for (uint32_t k = 0; k < width; ++k) largest = fmaxf(largest, fabsf(to_float(held[v].values[k])));
+    for (uint32_t k = 0; k < width; k += 2) largest.add(&held[v].values[k]);
   }
-  largest = block_reduce<Max>(largest);
-  const float scale = row_scale(largest);
+  const float scale = row_scale(block_reduce<Max>(largest.value()));
   if (threadIdx.x == 0) scales[row] = scale;
   const float inverse = 1.0f / scale;
 #pragma unroll
@@ -106,8 +126,9 @@ __global__ void __launch_bounds__(row_threads_max)
     if (v * blockDim.x * width >= row_bytes) break;  // the same for all threads
     Narrow<width> narrow;
 #pragma unroll
-    for (uint32_t k = 0; k < width; ++k) {
-      narrow.values[k] = from_float<__nv_fp8_e4m3>(to_float(held[v].values[k]) * inverse);
+    for (uint32_t k = 0; k < width; k += 2) {
+      const float2 two = {to_float(held[v].values[k]) * inverse, to_float(held[v].values[k + 1]) * inverse};
+      narrow.pairs[k / 2] = __nv_cvt_float2_to_fp8x2(two, __NV_SATFINITE, __NV_E4M3);
     }
     store_permuted<width>(y + row * row_bytes, (v * blockDim.x + threadIdx.x) * width, row_bytes, narrow);
   }

@@ -163,7 +163,7 @@ kvs_status kvs_device_info(kvs_device* device, char* json, uint32_t capacity_byt
     // numeric_mode names what decides bits, as far as a GPU promises any: change the number with the kernels.
     std::snprintf(json, capacity_bytes,
                   "{\"backend\":\"cuda\",\"name\":\"%s\",\"isa\":\"sm_%d\",\"threads\":%d,"
-                  "\"numeric_mode\":\"cuda-sm%d-5%s\",\"memory_bytes\":%llu,\"fp8_scales\":\"%s\","
+                  "\"numeric_mode\":\"cuda-sm%d-6%s\",\"memory_bytes\":%llu,\"fp8_scales\":\"%s\","
                   "\"numa_node\":%d,\"scattered_loads\":\"%s\",\"scattered_saves\":\"%s\",\"host_slots_pinned\":%u}",
                   d.gpu.name.c_str(), d.gpu.compute_capability, d.gpu.sm_count, d.gpu.compute_capability,
                   is_scaled_after ? "-fp8-after" : "", static_cast<unsigned long long>(d.gpu.memory_bytes), fp8_scales,

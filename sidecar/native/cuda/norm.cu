@@ -15,7 +15,7 @@ namespace {
 
 constexpr uint32_t threads_max = 768;
 constexpr uint32_t threads_per_sm = 1536;  // registers allow no more
-constexpr uint32_t width = 4;              // neighbours that a thread holds: 16 bytes of x
+constexpr uint32_t width = 8;              // neighbours that a thread holds: 16 bytes of y
 
 struct NormArgs {
   const float* weight;
@@ -32,23 +32,23 @@ __device__ float normed(float x, float shift, float scale, float weight, float b
 
 __device__ float bias_at(const NormArgs& args, uint32_t i) { return args.bias == nullptr ? 0.0f : args.bias[i]; }
 
-/** `width` neighbours, moved at once. */
+/** `width` neighbours, moved 16 bytes at a time. */
 template <class T>
-struct alignas(sizeof(T) * width) Four {
+struct alignas(16) Eight {
   T values[width];
 };
 
-/** The elements that this thread holds: up to `vectors` times four. */
+/** The elements that this thread holds: up to `vectors` times eight. */
 template <uint32_t vectors>
 struct HeldRow {
-  Four<float> held[vectors];
+  Eight<float> held[vectors];
 
   __device__ static uint32_t at(uint32_t vector) { return (vector * blockDim.x + threadIdx.x) * width; }
 
   __device__ void load(const float* x, uint32_t size) {
 #pragma unroll
     for (uint32_t v = 0; v < vectors; ++v) {
-      held[v] = at(v) < size ? *reinterpret_cast<const Four<float>*>(x + at(v)) : Four<float>{};
+      held[v] = at(v) < size ? *reinterpret_cast<const Eight<float>*>(x + at(v)) : Eight<float>{};
     }
   }
 
@@ -81,14 +81,14 @@ struct HeldRow {
 #pragma unroll
     for (uint32_t v = 0; v < vectors; ++v) {
       if (at(v) >= args.size) break;
-      const Four<float> weight = weights.get(v, at(v));
-      Four<T> four;
+      const Eight<float> weight = weights.get(v, at(v));
+      Eight<T> eight;
 #pragma unroll
       for (uint32_t k = 0; k < width; ++k) {
         const float value = normed(held[v].values[k], shift, scale, weight.values[k], bias_at(args, at(v) + k));
-        four.values[k] = from_float<T>(value);
+        eight.values[k] = from_float<T>(value);
       }
-      *reinterpret_cast<Four<T>*>(y + at(v)) = four;
+      *reinterpret_cast<Eight<T>*>(y + at(v)) = eight;
     }
   }
 };
@@ -96,7 +96,7 @@ struct HeldRow {
 /** The weights of the elements that a HeldRow<vectors> holds: in registers, too, where these suffice for both. */
 template <uint32_t vectors>
 struct Weights {
-  static constexpr bool are_held = vectors <= 4;
+  static constexpr bool are_held = vectors <= 2;
   const float* all;
   HeldRow<are_held ? vectors : 1> row;
 
@@ -112,14 +112,14 @@ struct Weights {
     }
   }
   /** Of a vector; i: its place in the row. */
-  __device__ Four<float> get(uint32_t vector, uint32_t i) const {
+  __device__ Eight<float> get(uint32_t vector, uint32_t i) const {
     if constexpr (are_held) return row.held[vector];
-    return *reinterpret_cast<const Four<float>*>(all + i);
+    return *reinterpret_cast<const Eight<float>*>(all + i);
   }
 };
 
 template <class T, uint32_t vectors>
-__global__ void __launch_bounds__(threads_max)
+__global__ void __launch_bounds__(threads_max, vectors == 1 ? threads_per_sm / threads_max : 1)
     norm_vectors_kernel(T* y, const float* x, uint32_t row_count, NormArgs args) {
   let_next_kernel_start();
   Weights<vectors>::prefetch(args.weight, args.size);
@@ -127,7 +127,7 @@ __global__ void __launch_bounds__(threads_max)
   const Weights<vectors> weights(args.weight, args.size);
   const float size = static_cast<float>(args.size);
   const auto at = [&](uint32_t r) { return static_cast<uint64_t>(r) * args.size; };
-  constexpr bool is_ahead = vectors <= 2;  // there are registers for the row to come
+  constexpr bool is_ahead = vectors == 1;  // there are registers for the row to come
   HeldRow<vectors> next;
   if (is_ahead) next.load(x + at(blockIdx.x), args.size);
   for (uint32_t r = blockIdx.x; r < row_count; r += gridDim.x) {
@@ -167,7 +167,7 @@ __global__ void norm_elements_kernel(T* y, const float* x, NormArgs args) {
 template <class T>
 cudaError_t launch_norm(T* y, const float* x, uint32_t row_count, const NormArgs& args, int sm_count,
                         cudaStream_t stream) {
-  constexpr uint32_t vectors_max = 8;
+  constexpr uint32_t vectors_max = 4;
   const uint32_t vectors = (args.size + width - 1) / width;
   const bool is_aligned_all = is_aligned(x, 16) && is_aligned(y, 16) && is_aligned(args.weight, 16);
   if (args.size % width != 0 || vectors > threads_max * vectors_max || !is_aligned_all) {
@@ -181,7 +181,6 @@ cudaError_t launch_norm(T* y, const float* x, uint32_t row_count, const NormArgs
   };
   if (each == 1) return launch_kernel(norm_vectors_kernel<T, 1>);
   if (each == 2) return launch_kernel(norm_vectors_kernel<T, 2>);
-  if (each <= 4) return launch_kernel(norm_vectors_kernel<T, 4>);
   return launch_kernel(norm_vectors_kernel<T, vectors_max>);
 }
 
