@@ -46,8 +46,9 @@ __global__ void activation_kernel(T* y, const T* x, uint32_t size) {
   Element out;
 #pragma unroll
   for (uint32_t k = 0; k < width; ++k) {
-    const float value =
-        Activation::template apply<T>(to_float(reinterpret_cast<const T*>(&a)[k]), to_float(reinterpret_cast<const T*>(&b)[k]));
+    const float first = to_float(reinterpret_cast<const T*>(&a)[k]);
+    const float second = to_float(reinterpret_cast<const T*>(&b)[k]);
+    const float value = Activation::template apply<T>(first, second);
     reinterpret_cast<T*>(&out)[k] = from_float<T>(value);
   }
   reinterpret_cast<Element*>(y)[row * size + i] = out;
