@@ -65,7 +65,7 @@ export class BlockChain {
 
   /** Name of an open block: tokens[index * blockTokens, end). */
   openName(index: number, tokens: ArrayLike<number>, end: number): BlockName {
-    const open = sliceTokens(tokens, index * this.blockTokens, end);
+    const open = viewTokens(tokens, index * this.blockTokens, end);
     const parent = this.#parentName(index, tokens);
     const view = this.#viewOf(index, tokens);
     return { id: blockId(this.hash, parent.parentId, open, view), ...parent };
@@ -112,7 +112,7 @@ export class BlockChain {
   #makeLink(index: number, tokens: ArrayLike<number>): Link | null {
     if (index >= this.rule.keepBlocks && index < this.#firstBlockAfterDrops) return null;
     const begin = index * this.blockTokens;
-    const block = sliceTokens(tokens, begin, begin + this.blockTokens);
+    const block = viewTokens(tokens, begin, begin + this.blockTokens);
     const parent = this.#parentLink(index, tokens);
     return {
       id: blockId(this.hash, parent.id, block, this.#viewOf(index, tokens)),
@@ -136,8 +136,15 @@ export class BlockChain {
   }
 }
 
+/** A copy. */
 export function sliceTokens(tokens: ArrayLike<number>, begin: number, end: number): Int32Array {
+  if (tokens instanceof Int32Array) return tokens.slice(begin, end);
   const slice = new Int32Array(end - begin);
   for (let i = begin; i < end; i++) slice[i - begin] = tokens[i]!;
   return slice;
+}
+
+/** To read at once: where it can be, no copy. */
+function viewTokens(tokens: ArrayLike<number>, begin: number, end: number): Int32Array {
+  return tokens instanceof Int32Array ? tokens.subarray(begin, end) : sliceTokens(tokens, begin, end);
 }

@@ -8,25 +8,40 @@ export type BlockId = string & { readonly brand: "BlockId" };
 const ID_BYTES = 16;
 const LENGTH_BYTES = 4;
 
-/** What is hashed, and its digest: made once, as nothing waits between a hash's beginning and its end. */
-let gathered = Buffer.alloc(4096);
-const hashed = Buffer.alloc(32);
+/** Strings count a byte a character: ids and ASCII. Of tokens their bytes count, lowest first. */
+type HashPart = string | Uint8Array | Int32Array;
 
 /** A hash of 16 bytes or more; tests weaken it to force collisions. */
-export type BlockHasher = (parts: readonly (string | Uint8Array)[]) => BlockId;
+export type BlockHasher = (parts: readonly HashPart[]) => BlockId;
 
-/** Strings count a byte a character: ids and ASCII. A long prompt is a hundred blocks, all hashed before its first
- * token: one call over bytes gathered here takes a third of the time of a hasher fed piece by piece. */
+/** What is hashed, as bytes and as words, and its digest: made once, as nothing waits between a hash's beginning and
+ * its end. */
+let gathered = Buffer.from(new ArrayBuffer(4096));
+let words = new Int32Array(gathered.buffer);
+const hashed = Buffer.alloc(32);
+
+function makeRoom(bytes: number): void {
+  if (bytes <= gathered.length) return;
+  const larger = Buffer.from(new ArrayBuffer(4 * bytes));
+  larger.set(gathered);
+  gathered = larger;
+  words = new Int32Array(larger.buffer);
+}
+
+/** A long prompt is a hundred blocks, all hashed before its first token: one call over bytes gathered here takes less
+ * than a third of the time of a hasher fed piece by piece. */
 export const sha256Hasher: BlockHasher = (parts) => {
   let end = 0;
   for (const part of parts) {
-    const needed = end + LENGTH_BYTES + part.length;
-    if (needed > gathered.length) gathered = Buffer.concat([gathered], 2 * needed);
+    const bytes = typeof part === "string" ? part.length : part.byteLength;
+    makeRoom(end + LENGTH_BYTES + bytes);
     // Length first, so that ("ab", "c") and ("a", "bc") differ.
-    end = gathered.writeUInt32LE(part.length, end);
+    end = gathered.writeUInt32LE(bytes, end);
     if (typeof part === "string") gathered.write(part, end, "latin1");
-    else gathered.set(part, end);
-    end += part.length;
+    else if (part instanceof Uint8Array) gathered.set(part, end);
+    else if (end % 4 === 0) words.set(part, end / 4);
+    else gathered.set(new Uint8Array(part.buffer, part.byteOffset, bytes), end);
+    end += bytes;
   }
   Bun.SHA256.hash(gathered.subarray(0, end), hashed);
   return hashed.toString("latin1", 0, ID_BYTES) as BlockId;
@@ -48,8 +63,7 @@ export function blockId(
   tokens: Int32Array,
   view: BlockId | null = null,
 ): BlockId {
-  const bytes = new Uint8Array(tokens.buffer, tokens.byteOffset, tokens.byteLength);
-  return hash(view === null ? [parent, bytes] : [parent, bytes, view]);
+  return hash(view === null ? [parent, tokens] : [parent, tokens, view]);
 }
 
 /** Id of the view that arises when `count` blocks from `firstDropped` on leave `parent`; null: the first view. */
