@@ -125,12 +125,13 @@ export class Scheduler {
   #admit(step: StepBudget): void {
     let hasWaitingBias = false;
     let isFull = false;
+    let heldAhead = this.#heldAhead();
     for (let i = 0; i < this.#waiting.length; ) {
       const sequence = this.#waiting[i]!;
       // Preempted a moment ago: its tokens arrive soon, and nobody behind it may take the blocks it waits for.
       if (sequence.pendingTokens > 0) return;
       const hasPlace = this.#freeSlots.length > 0 && step.rowsLeft > 0;
-      if (!hasPlace && this.#heldAhead() >= this.options.loadAheadBlocks) return;
+      if (!hasPlace && heldAhead >= this.options.loadAheadBlocks) return;
       // Who has no biases may overtake; who has some may not, or many small lists would starve a long one.
       const waitsForBiases: boolean =
         sequence.biasCount > 0 && (hasWaitingBias || sequence.biasCount > this.#biasesLeft);
@@ -139,13 +140,17 @@ export class Scheduler {
         i++;
         continue;
       }
-      if (sequence.table === null && !isFull) isFull = this.#open(sequence, step.nowMs) === "no-room";
+      if (sequence.table === null && !isFull) {
+        isFull = this.#open(sequence, step.nowMs) === "no-room";
+        heldAhead += heldBlocks(sequence);
+      }
       if (!hasPlace || !this.#mayJoin(sequence, step)) {
         // Its blocks are on their way, and others need not wait for them; or there is no room for any, but who holds
         // some already may go on.
         i++;
         continue;
       }
+      heldAhead -= heldBlocks(sequence);
       this.#waiting.splice(i, 1);
       this.#enterRunning(sequence, step.nowMs);
       this.#dropIfFull(sequence, step.nowMs);
@@ -162,7 +167,7 @@ export class Scheduler {
 
   /** Gpu blocks of sequences that do not run yet. */
   #heldAhead(): number {
-    return this.#waiting.reduce((sum, { table }) => sum + (table?.blocks.length ?? 0), 0);
+    return this.#waiting.reduce((sum, sequence) => sum + heldBlocks(sequence), 0);
   }
 
   #mayJoin(sequence: Sequence, step: StepBudget): boolean {
@@ -241,6 +246,10 @@ export class Scheduler {
     this.#waiting.unshift(sequence);
     sequence.queued = this.cache.enqueue(promptOf(sequence), true);
   }
+}
+
+function heldBlocks({ table }: Sequence): number {
+  return table?.blocks.length ?? 0;
 }
 
 function promptOf({ chain, tokens, request }: Sequence) {

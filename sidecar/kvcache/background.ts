@@ -48,7 +48,7 @@ export class Background {
   /** Something will have to be done even if nothing happens. */
   isWaiting(nowMs: number): boolean {
     const { disk, host } = this.residency.tiers;
-    const writes = this.options.admission !== "eviction" && this.residency.dirty.size > 0;
+    const writes = this.options.admission !== "eviction" && this.residency.dirty.wantedCount > 0;
     const checks = host !== null && (host.hasUnsealed || host.nextUnverified() !== null);
     return this.#isActive || (disk?.isOn(nowMs) === true && writes) || checks || this.residency.policy.hasMortals;
   }
@@ -60,7 +60,7 @@ export class Background {
     this.#demoteGpu(nowMs);
     this.#demoteHost(nowMs);
     this.#prefetch(nowMs);
-    this.#writeDirty((block, usedAtMs) => this.#isDue(block, nowMs - usedAtMs), nowMs);
+    this.#writeDirty(this.residency.dirty.wanted(), (usedAtMs) => this.#isDue(nowMs - usedAtMs), nowMs);
     this.#checkHost(this.residency.tiers.host);
   }
 
@@ -79,7 +79,7 @@ export class Background {
     const { host, disk } = this.residency.tiers;
     if (host === null || disk === null || !disk.isOn(nowMs)) return false;
     this.#isActive = false;
-    this.#writeDirty(() => "yes", nowMs);
+    this.#writeDirty(this.residency.dirty.all(), () => true, nowMs);
     return this.moves.inFlight > 0 || this.#isActive;
   }
 
@@ -114,7 +114,8 @@ export class Background {
     for (let left = STARTS_PER_TURN; count > 0 && left > 0; count--, left--) {
       const victim = pool.victim();
       if (victim === null) return;
-      const isWritten = !victim.isDiskReady && this.#isAdmitted(victim);
+      // While the disk is left alone host memory is the last tier.
+      const isWritten = !victim.isDiskReady && this.#isAdmitted(victim) && this.#isDiskOn(nowMs);
       if (isWritten && !this.#canWrite(nowMs)) return;
       this.#isActive = true;
       if (!isWritten) residency.evictHost(victim);
@@ -138,40 +139,42 @@ export class Background {
     for (const block of blocks) if (this.moves.read(block, nowMs)) this.prefetchedBlocks++;
   }
 
-  /** Writes blocks that are not on disk, the longest idle first; "later": nor are those behind it due. */
-  #writeDirty(isDue: (block: CachedBlock, usedAtMs: number) => "yes" | "no" | "later", nowMs: number): void {
+  /** Writes blocks that are not on disk, in order; where one is not due, nor are those behind it. */
+  #writeDirty(dirty: Iterable<[CachedBlock, number]>, isDue: (usedAtMs: number) => boolean, nowMs: number): void {
     const { residency } = this;
     const toSave: CachedBlock[] = [];
+    // What is on the gpu alone waits for room in host memory, and holds up nobody.
+    let room = residency.hasHostRoom ? Math.max(1, residency.tiers.host!.pool.freeCount) : 0;
     let left = STARTS_PER_TURN;
-    for (const [block, usedAtMs] of residency.dirty) {
-      if (left-- <= 0 || !this.#canWrite(nowMs)) break;
-      const due = isDue(block, usedAtMs);
-      if (due === "later") break;
-      if (due === "no") continue;
+    for (const [block, usedAtMs] of dirty) {
+      if (left === 0 || !this.#canWrite(nowMs) || !isDue(usedAtMs)) break;
       if (isHostReady(block)) {
         this.moves.write(block, nowMs); // or it is refused for good
-        this.#isActive = true;
-      } else if (block.host === ABSENT && block.gpu !== ABSENT) toSave.push(block);
+      } else if (block.host === ABSENT && block.gpu !== ABSENT && room > 0) {
+        toSave.push(block);
+        room--;
+      } else continue;
+      this.#isActive = true;
+      left--;
     }
-    if (toSave.length === 0) return;
-    const { inFlight } = this.moves;
-    this.moves.save(toSave, "now", nowMs);
-    if (this.moves.inFlight > inFlight) this.#isActive = true;
+    if (toSave.length > 0) this.moves.save(toSave, "now", nowMs);
   }
 
   /** Goes to disk before it has to leave host memory. */
-  #isDue(block: CachedBlock, idleMs: number): "yes" | "no" | "later" {
+  #isDue(idleMs: number): boolean {
     const { admission } = this.options;
-    if (admission === "second-touch") return block.useCount > 1 ? "yes" : "no";
-    return admission === "idle" && idleMs >= this.options.idleMs ? "yes" : "later";
+    return admission === "second-touch" || (admission === "idle" && idleMs >= this.options.idleMs);
   }
 
   #isAdmitted(block: CachedBlock): boolean {
     return this.options.admission !== "second-touch" || block.useCount > 1;
   }
 
+  #isDiskOn(nowMs: number): boolean {
+    return this.residency.tiers.disk?.isOn(nowMs) === true;
+  }
+
   #canWrite(nowMs: number): boolean {
-    const { disk } = this.residency.tiers;
-    return disk !== null && disk.isOn(nowMs) && disk.writingCount < this.options.maxWrites;
+    return this.#isDiskOn(nowMs) && this.residency.tiers.disk!.writingCount < this.options.maxWrites;
   }
 }

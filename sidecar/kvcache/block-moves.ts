@@ -325,7 +325,9 @@ export class BlockMoves {
     this.#host.pool.release(hostSlot);
     this.#giveBackDisk(diskSlot, nowMs);
     const isDuplicate = this.residency.options.isExclusive && block.gpu !== ABSENT;
-    if (block.host !== hostSlot || (!this.residency.leaving.delete(block) && !isDuplicate)) return;
+    // What the disk did not take stays.
+    const isLeaving = this.residency.leaving.delete(block) && block.isDiskReady;
+    if (block.host !== hostSlot || (!isLeaving && !isDuplicate)) return;
     if (this.#host.pool.refCount(hostSlot) === 0) this.residency.evictHost(block);
   }
 

@@ -61,8 +61,9 @@ export class DiskTier {
     return this.#writes.size;
   }
 
+  /** That are waited for: not those that were given up. */
   get operationCount(): number {
-    return this.store.operationCount;
+    return this.store.operationCount - this.#abandoned;
   }
 
   isOn(nowMs: number): boolean {

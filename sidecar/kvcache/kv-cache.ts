@@ -76,7 +76,8 @@ export class KvCache {
     this.#hash = options.hasher ?? sha256Hasher;
     this.#digest = fingerprintDigest(options.fingerprint);
     this.policy = new CachePolicy<CachedBlock>({ policy, windowBlocks });
-    this.residency = new Residency(device, this.policy, tiersBelow(this.policy), options);
+    const wantsSecondUse = options.background.admission === "second-touch";
+    this.residency = new Residency(device, this.policy, tiersBelow(this.policy), { ...options, wantsSecondUse });
     this.moves = new BlockMoves(device, this.residency);
     this.background = new Background(this.residency, this.moves, options.background);
     const { index, lost } = this.residency;

@@ -6,6 +6,7 @@ import type { BlockName } from "./block-chain.ts";
 import type { BlockHeader } from "./block-header.ts";
 import { type BlockNumber, BlockPool } from "./block-pool.ts";
 import { ABSENT, type CachedBlock, isHostReady, isResident, newCachedBlock } from "./cached-block.ts";
+import { DirtyBlocks } from "./dirty-blocks.ts";
 import type { DiskTier } from "./disk-tier.ts";
 import type { HostTier } from "./host-tier.ts";
 import { LostBlocks, type MissReason } from "./lost-blocks.ts";
@@ -22,6 +23,8 @@ export interface ResidencyOptions {
    * when it has to leave the gpu tier. Otherwise what is computed is written through to host memory.
    */
   readonly isExclusive: boolean;
+  /** Blocks go to disk by themselves only when they were used again. */
+  readonly wantsSecondUse: boolean;
 }
 
 /** Copies whole gpu blocks, in the compute stream's order. */
@@ -41,8 +44,7 @@ export class Residency {
   readonly index = new PrefixIndex();
   readonly lost = new LostBlocks(LOST_CAPACITY);
   readonly gpu: BlockPool<CachedBlock>;
-  /** Findable blocks without a copy on disk, and when they were last used, ms; the longest idle first. */
-  readonly dirty = new Map<CachedBlock, number>();
+  readonly dirty: DirtyBlocks;
   readonly counters = {
     evictedGpuBlocks: 0,
     copiedBlocks: 0,
@@ -71,6 +73,7 @@ export class Residency {
     readonly options: ResidencyOptions,
   ) {
     this.gpu = new BlockPool(options.gpuBlocks, policy.gpu);
+    this.dirty = new DirtyBlocks(options.wantsSecondUse);
     this.#lastStep = new Float64Array(options.gpuBlocks);
   }
 
@@ -141,9 +144,7 @@ export class Residency {
 
   /** Blocks were used: they are idle from now on anew. */
   touched(blocks: readonly CachedBlock[], nowMs: number): void {
-    for (const block of blocks) {
-      if (this.dirty.delete(block)) this.dirty.set(block, nowMs);
-    }
+    for (const block of blocks) this.dirty.touch(block, nowMs);
   }
 
   /** A block that an earlier process left in a slot of host memory or on disk, which is in use by the caller. */
@@ -223,7 +224,7 @@ export class Residency {
         assert(this.tiers.disk!.pool.owner(block.disk) === block, "its disk slot is another's");
       }
     }
-    for (const block of this.dirty.keys()) {
+    for (const [block] of this.dirty.all()) {
       assert(this.index.get(block.id) === block, "a block to be written is findable");
       assert(block.disk === ABSENT, "a block to be written has no copy on disk, and none is being written");
     }
@@ -240,9 +241,7 @@ export class Residency {
 
   /** It has no copy on disk. */
   markDirty(block: CachedBlock, nowMs: number): void {
-    if (this.tiers.disk === null) return;
-    this.dirty.delete(block);
-    this.dirty.set(block, nowMs);
+    if (this.tiers.disk !== null) this.dirty.add(block, nowMs);
   }
 
   /** takeHost() would return a slot. */

@@ -69,6 +69,8 @@ export class EngineHarness {
   /** What the tiers had to say. */
   readonly messages: string[] = [];
   nowMs = 1000;
+  /** Called before each turn. */
+  onTurn: () => void = () => {};
   #nextId = 1;
 
   constructor(readonly options: HarnessOptions = {}) {
@@ -171,6 +173,7 @@ export class EngineHarness {
 
   /** Engine and device go on by about one step; time passes, and which stream is ahead of which is chance. */
   turn(): void {
+    this.onTurn();
     this.nowMs++;
     this.step();
     for (let round = 0; round < 4; round++) {

@@ -5,27 +5,11 @@
 import { describe, expect, test } from "bun:test";
 import { type BlockHasher, sha256Hasher } from "../../../sidecar/kvcache/block-hash.ts";
 import { EngineHarness, type HarnessOptions } from "../../support/engine-harness.ts";
-import { FAKE_VOCAB, GREEDY } from "../../support/fake-runner.ts";
 import { NO_FAULTS } from "../../support/faulty-disk.ts";
+import { ask, ENDLESS, prompt } from "../../support/harness-turns.ts";
 import { SeededRandom, testSeed } from "../../support/seeded-random.ts";
 
-const endless = { ...GREEDY, ignoreEos: true };
 const IDLE_MS = 20;
-
-function prompt(length: number, seed = 1): number[] {
-  const random = new SeededRandom(seed);
-  return Array.from({ length }, () => random.integer(1, FAKE_VOCAB - 1));
-}
-
-/** One turn; its answer must be the reference's. Returns the finish event. */
-function ask(harness: EngineHarness, tokens: readonly number[], maxTokens = 6) {
-  const id = harness.submit(tokens, { maxTokens, sampling: endless });
-  harness.runToEnd();
-  const { tokens: answer, finish } = harness.answer(id);
-  const expected = harness.reference({ tokens: Int32Array.from(tokens), maxTokens, sampling: endless });
-  expect(answer).toEqual(expected.tokens);
-  return finish!;
-}
 
 /** A gpu tier that two conversations cannot share: the first is pushed out by the second. */
 function crowded(options: HarnessOptions = {}): EngineHarness {
@@ -65,7 +49,7 @@ describe.each([
 
   test("a layer is saved when it was computed, however far the save stream is ahead of the others", () => {
     const harness = crowded({ layers: 20, diskSlots: 0, cache });
-    harness.submit(prompt(40), { maxTokens: 1, sampling: endless });
+    harness.submit(prompt(40), { maxTokens: 1, sampling: ENDLESS });
     const { device } = harness;
     harness.runToEnd(() => {
       harness.step();
@@ -147,7 +131,7 @@ describe.each([
     harness.settle(IDLE_MS);
     const other = crowded({ cache, ...harness.legacy, fingerprint: "other" });
     const salt = new Uint8Array(32).fill(9);
-    const id = other.submit([...first, 5], { maxTokens: 1, sampling: endless, salt });
+    const id = other.submit([...first, 5], { maxTokens: 1, sampling: ENDLESS, salt });
     other.runToEnd();
     expect(other.answer(id).finish!.missReasons).toEqual({ absent: 47 });
   });
@@ -206,12 +190,12 @@ describe.each([
     harness.settle(IDLE_MS);
     const next = crowded({ cache, ...harness.legacy });
     next.disk!.faults = { ...NO_FAULTS, hang: 1 };
-    const id = next.submit([...first, 5], { maxTokens: 4, sampling: endless });
+    const id = next.submit([...first, 5], { maxTokens: 4, sampling: ENDLESS });
     for (let turn = 0; turn < 3000 && !next.engine.isIdle; turn++) {
       next.nowMs += 10;
       next.turn();
     }
-    const expected = next.reference({ tokens: Int32Array.from([...first, 5]), maxTokens: 4, sampling: endless });
+    const expected = next.reference({ tokens: Int32Array.from([...first, 5]), maxTokens: 4, sampling: ENDLESS });
     expect(next.answer(id).tokens).toEqual(expected.tokens);
     next.disk!.faults = NO_FAULTS;
     next.disk!.release();
@@ -238,7 +222,7 @@ describe.each([
 
   test("blocks whose idle time is over go", () => {
     const harness = crowded({ cache });
-    const id = harness.submit(prompt(40), { keep: { ttlMs: 100 }, maxTokens: 2, sampling: endless });
+    const id = harness.submit(prompt(40), { keep: { ttlMs: 100 }, maxTokens: 2, sampling: ENDLESS });
     harness.runToEnd();
     harness.settle(IDLE_MS);
     expect(harness.cache.residency.index.size).toBeGreaterThan(0);
@@ -272,7 +256,7 @@ test("exclusive tiers: nothing is lost to a disk that is slow, however suddenly 
   harness.disk!.faults = { ...NO_FAULTS, hang: 1 };
   let turn = 0;
   const askSlowly = (tokens: readonly number[]) => {
-    const id = harness.submit(tokens, { maxTokens: 2, sampling: endless });
+    const id = harness.submit(tokens, { maxTokens: 2, sampling: ENDLESS });
     harness.runToEnd(() => {
       if (++turn % 40 === 0) harness.disk!.release();
     });
@@ -343,15 +327,15 @@ describe("a full context window", () => {
   test("when a block of the view is lost the view restarts, and the turns after that find it", () => {
     const harness = new EngineHarness({ ...options, hostSlots: 0, diskSlots: 0 });
     const finish = (id: number) => harness.answer(id).finish!;
-    const first = harness.submit(prompt(60), { maxTokens: 30, sampling: endless });
+    const first = harness.submit(prompt(60), { maxTokens: 30, sampling: ENDLESS });
     harness.runToEnd();
     const tokens = [...finish(first).tokens];
     harness.engine.forget(finish(first).blockIds);
-    const second = harness.submit([...tokens, 3], { maxTokens: 6, sampling: endless });
+    const second = harness.submit([...tokens, 3], { maxTokens: 6, sampling: ENDLESS });
     harness.runToEnd();
     expect(finish(second).missReasons["truncated_restart"]).toBeGreaterThan(20);
     const rowsBefore = harness.engine.stats().rowsComputed;
-    const third = harness.submit([...finish(second).tokens, 4], { maxTokens: 3, sampling: endless });
+    const third = harness.submit([...finish(second).tokens, 4], { maxTokens: 3, sampling: ENDLESS });
     harness.runToEnd();
     expect(harness.engine.stats().rowsComputed - rowsBefore).toBeLessThanOrEqual(2 + 3);
     expect(finish(third).missReasons["truncated_restart"] ?? 0).toBe(0);
@@ -431,7 +415,7 @@ describe("any history", () => {
         const maxTokens = random.integer(1, 20);
         const keep = random.next() < 0.2 ? { ttlMs: random.integer(1, 200) } : { priority: random.integer(-2, 2) };
         const { salt } = talk;
-        const id = harness.submit(talk.tokens, { salt, maxTokens, keep, sampling: endless });
+        const id = harness.submit(talk.tokens, { salt, maxTokens, keep, sampling: ENDLESS });
         asked.set(id, { talk, maxTokens });
       }
       if (random.next() < 0.02) harness.nowMs += random.integer(1, 300);
@@ -462,7 +446,7 @@ describe("any history", () => {
       const { tokens, finish } = harness.answer(id);
       if (finish === null) continue;
       asked.delete(id);
-      const expected = harness.reference({ tokens: Int32Array.from(talk.tokens), maxTokens, sampling: endless });
+      const expected = harness.reference({ tokens: Int32Array.from(talk.tokens), maxTokens, sampling: ENDLESS });
       if (finish.cache.isViewRestarted) served.restarts++;
       else expect(tokens, `request ${id}`).toEqual(expected.tokens);
       for (const tier of ["gpu", "host", "disk"] as const) served[tier] += finish.usage.cachedTokens[tier];
