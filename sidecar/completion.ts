@@ -1,7 +1,7 @@
 // One request on its way back to text: the tokens of each choice become UTF-8-safe text, stop strings end a choice,
 // and what is ready to be sent is collected as deltas.
 
-import type { EngineEvent, FinishEvent, TokenEvent } from "./engine/request.ts";
+import type { FinishEvent, TokenEvent } from "./engine/request.ts";
 import type { Remains } from "./forgetter.ts";
 import type { Detokenizer, Tokenizer } from "./model/tokenizer.ts";
 import type { Delta, Done, FinishReason, SubmitRequest, TokenLogprob } from "./protocol.ts";
@@ -43,7 +43,7 @@ export class Completion {
     );
   }
 
-  apply(event: Exclude<EngineEvent, { type: "fail" }>): CompletionUpdate {
+  apply(event: TokenEvent | FinishEvent): CompletionUpdate {
     const choice = this.#choices[event.choice]!;
     if (event.type === "finish") {
       choice.finish(event);

@@ -7,7 +7,7 @@ import { type Active, ActiveRequests, isOf } from "./active-requests.ts";
 import { Completion } from "./completion.ts";
 import { Connection, type SocketData } from "./connection.ts";
 import type { EngineClient } from "./engine/engine-client.ts";
-import { type EngineEvent, type EngineRequest, type FailEvent, nowMs } from "./engine/request.ts";
+import { type BegunEvent, type EngineEvent, type EngineRequest, type FailEvent, nowMs } from "./engine/request.ts";
 import { Forgetter, type RemoveBlocks } from "./forgetter.ts";
 import type { Holdings } from "./holdings.ts";
 import type { Lineage } from "./lineage.ts";
@@ -109,6 +109,10 @@ export class SidecarServer {
     const touched = new Set<Connection>();
     for (const event of events) {
       const active = this.#requests.wanted(event.request);
+      if (event.type === "begun") {
+        this.#noteBegun(event, active?.completion ?? this.#requests.leaving(event.request));
+        continue;
+      }
       if (active === undefined) {
         this.#applyUnwanted(event);
         continue;
@@ -142,6 +146,8 @@ export class SidecarServer {
     await Promise.race([idle, timer.promise]);
     clearTimeout(timeout);
     for (const connection of this.#connections) {
+      // Here, not when it has closed: the engine is to say what they leave before it is told to stop.
+      for (const active of this.#requests.of(connection)) this.#abort(active);
       connection.close(CloseCode.shuttingDown, "the sidecar is shutting down");
     }
     await this.#server.stop(true);
@@ -275,6 +281,7 @@ export class SidecarServer {
       isTruncating: request.truncation === "auto",
       rewrittenTokens: prompt.rewrittenTokens,
       keep: keepOf(request, this.options.cacheTtlMs),
+      isHeld: request.conversation !== null,
       receivedAtMs,
       deadlineAtMs: receivedAtMs + request.deadlineMs,
     });
@@ -314,8 +321,13 @@ export class SidecarServer {
     return { completion, done: completion.done() };
   }
 
+  /** A process that dies before the end leaves blocks that a delete must find. */
+  #noteBegun({ blockIds }: BegunEvent, completion: Completion | undefined): void {
+    if (completion !== undefined) this.#forgetter.record(completion.request, { chains: [blockIds], lineage: null });
+  }
+
   /** The ends of requests that were given up still say which blocks stay in the cache. */
-  #applyUnwanted(event: EngineEvent): void {
+  #applyUnwanted(event: Exclude<EngineEvent, BegunEvent>): void {
     const completion = this.#requests.leaving(event.request);
     if (completion === undefined || event.type === "token") return;
     if (event.type === "finish" && !completion.apply(event).isDone) return;

@@ -12,7 +12,7 @@ import { Engine } from "./engine.ts";
 import { ModelRunner } from "./model-runner.ts";
 import { describeMemory, poolBlocks, PoolSizeError } from "./pool-size.ts";
 import { describeBreakEven, probe } from "./probe.ts";
-import { nowMs } from "./request.ts";
+import { type EngineEvent, nowMs } from "./request.ts";
 import { warmUp } from "./warm-up.ts";
 import type { EngineWorkerOptions, FromEngine, ToEngine } from "./worker-messages.ts";
 
@@ -28,6 +28,8 @@ const WAIT_US = 20_000;
 const IDLE_TURN_MS = 250;
 
 const inbox: ToEngine[] = [];
+/** Answers that wait until the disk has forgotten, too. */
+const forgotten: FromEngine[] = [];
 let wakeInbox: (() => void) | null = null;
 
 self.onmessage = (message: MessageEvent<EngineWorkerOptions>) => {
@@ -61,6 +63,7 @@ async function main(options: EngineWorkerOptions): Promise<void> {
   const cache = createCache(model, options);
   const engine = createEngine(model, cache, options, startedAtMs);
   const deadlineMs = await loop(engine, model);
+  postEvents(engine.takeEvents());
   await flush(engine, model, performance.now() + deadlineMs);
   if (options.cache.keepHostCache) cache.cache.sealHost();
   cache.tiers.close(options.cache.keepHostCache);
@@ -152,8 +155,8 @@ async function loop(engine: Engine, model: Model): Promise<number> {
     const deadlineMs = applyInbox(engine);
     if (deadlineMs !== null) return deadlineMs;
     const stepsBefore = engine.stats().steps;
-    const events = engine.step();
-    if (events.length > 0) post({ type: "events", events });
+    postEvents(engine.step());
+    answerForgets(engine);
     if (engine.isIdle) await idle(engine, model);
     // With nothing new enqueued there is nothing to do until the device has finished something.
     else if (engine.stats().steps === stepsBefore) model.device.wait(WAIT_US);
@@ -195,13 +198,19 @@ function applyInbox(engine: Engine): number | null {
         });
         break;
       case "forget":
-        post({ type: "forgotten", nonce: message.nonce, blocks: engine.forget(message.blockIds) });
+        forgotten.push({ type: "forgotten", nonce: message.nonce, blocks: engine.forget(message.blockIds) });
         break;
       case "stop":
         return message.deadlineMs;
     }
   }
   return null;
+}
+
+/** What was deleted is gone for good when nothing of it is left on disk. */
+function answerForgets(engine: Engine): void {
+  if (engine.cache.isErasing) return;
+  for (const message of forgotten.splice(0)) post(message);
 }
 
 /** Resolves when a message has come, or after so many ms. */
@@ -218,6 +227,10 @@ async function nextMessage(timeoutMs: number | null): Promise<void> {
 
 function turnEventLoop(): Promise<void> {
   return new Promise((resolve) => setImmediate(resolve));
+}
+
+function postEvents(events: readonly EngineEvent[]): void {
+  if (events.length > 0) post({ type: "events", events });
 }
 
 function post(message: FromEngine): void {

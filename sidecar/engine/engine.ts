@@ -114,7 +114,7 @@ export class Engine {
     }
   }
 
-  /** Removes blocks from all tiers; says how many were in each. */
+  /** Removes blocks, and what continues them, from all tiers; says how many were in each. */
   forget(blockIds: readonly string[]): Record<string, number> {
     return this.cache.forget(blockIds as readonly BlockId[], this.now());
   }
@@ -127,7 +127,7 @@ export class Engine {
     const batch = this.#freeBatches.pop();
     if (batch !== undefined && !this.#enqueue(batch)) this.#freeBatches.push(batch);
     this.cache.startSaves("now", this.now());
-    return this.#takeEvents();
+    return this.takeEvents();
   }
 
   stats(): EngineStats {
@@ -157,7 +157,9 @@ export class Engine {
     const { token, logprob, top } = batch.result(logitRow);
     const { request, choice } = sequence;
     if (token < 0) {
-      this.#failAll(request.id, "the model's logits are not finite");
+      const blockIds = this.#failAll(request.id, "the model's logits are not finite");
+      // Something in the view's KV may be the reason: nobody shall meet it again, nor what was cached of it before.
+      this.cache.forget(blockIds as readonly BlockId[], this.now(), "corrupt");
       return;
     }
     sequence.append(token, this.now());
@@ -184,7 +186,10 @@ export class Engine {
     this.#steps++;
     this.#rowsComputed += batch.rowCount;
     // Named before they are computed, so that each layer can be saved behind its computation.
-    for (const { sequence, count } of scheduled) this.#advance(sequence, count);
+    for (const { sequence, count } of scheduled) {
+      this.#announce(sequence);
+      this.#advance(sequence, count);
+    }
     const { rowCount, sequenceCount } = batch;
     this.runner.run(batch, this.#hooks(scheduled, rowCount > sequenceCount));
     this.cache.noteStepEnqueued();
@@ -205,6 +210,15 @@ export class Engine {
       },
       afterLayer: (layer) => this.cache.afterLayer(layer),
     };
+  }
+
+  /** Says which blocks of its prompt the cache will have, before it can have them. */
+  #announce(sequence: Sequence): void {
+    const { request, table, tokens, promptLength, droppedTokens } = sequence;
+    if (!request.isHeld || sequence.isAnnounced) return;
+    sequence.isAnnounced = true;
+    const blockIds = this.cache.blockIds(table!, tokens, promptLength - droppedTokens);
+    this.#events.push({ type: "begun", request: request.id, blockIds });
   }
 
   /** The rows will be computed by the step that is enqueued next: later ones may read their KV. */
@@ -258,16 +272,18 @@ export class Engine {
     if (sequences.every(({ state }) => state === "finished")) this.#choices.delete(request.id);
   }
 
-  #failAll(requestId: number, message: string): void {
+  /** Returns the blocks that the request leaves in the cache. */
+  #failAll(requestId: number, message: string): readonly string[] {
     const blockIds = this.#releaseAll(this.#choices.get(requestId) ?? []);
     this.#choices.delete(requestId);
     this.#fail(requestId, "internal", message, null, blockIds);
+    return blockIds;
   }
 
   /** Returns the ids of the blocks that it leaves in the cache. */
   #release(sequence: Sequence): readonly string[] {
     const { table, tokens, committable } = sequence;
-    const ids = table === null ? [] : this.cache.blockIds(table, tokens, committable);
+    const ids = table === null ? sequence.leftBlockIds : this.cache.blockIds(table, tokens, committable);
     this.#scheduler.release(sequence, this.now());
     return ids;
   }
@@ -288,7 +304,8 @@ export class Engine {
     this.#events.push({ type: "fail", request, code, message, retryAfterS, blockIds });
   }
 
-  #takeEvents(): EngineEvent[] {
+  /** What has happened since the last step: before a stop, what aborted requests leave behind. */
+  takeEvents(): EngineEvent[] {
     const events = this.#events;
     this.#events = [];
     return events;

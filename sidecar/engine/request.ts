@@ -34,9 +34,20 @@ export interface EngineRequest {
   readonly rewrittenTokens: number;
   /** How the conversation's blocks wish to be kept. */
   readonly keep: Keep;
+  /** Somebody answers for its blocks, and has to know of them before the cache has them: see BegunEvent. */
+  readonly isHeld: boolean;
   /** performance.timeOrigin-based ms at which the request entered the sidecar, and at which it expires. */
   readonly receivedAtMs: number;
   readonly deadlineAtMs: number;
+}
+
+/** A choice of a held request is about to be computed: whatever becomes of it, the cache may have these blocks of its
+ * prompt from now on, and others that continue them. */
+export interface BegunEvent {
+  readonly type: "begun";
+  readonly request: number;
+  /** From the prompt's first block to its last. */
+  readonly blockIds: readonly string[];
 }
 
 /** One chosen token. */
@@ -75,7 +86,7 @@ export interface FailEvent {
   readonly blockIds: readonly string[];
 }
 
-export type EngineEvent = TokenEvent | FinishEvent | FailEvent;
+export type EngineEvent = BegunEvent | TokenEvent | FinishEvent | FailEvent;
 
 /** Milliseconds on a clock that all threads of the process share and that never steps back. */
 export function nowMs(): number {

@@ -205,6 +205,12 @@ export class Scheduler {
     this.#freeSlots.push(sequence.slot);
     this.#biasesLeft += sequence.biasCount;
     sequence.slot = -1;
+    this.#giveTableBack(sequence, nowMs);
+  }
+
+  /** The sequence may end without another one, and still has to say what it leaves in the cache. */
+  #giveTableBack(sequence: Sequence, nowMs: number): void {
+    sequence.leftBlockIds = this.cache.blockIds(sequence.table!, sequence.tokens, sequence.committable);
     this.#closeTable(sequence, nowMs);
   }
 
@@ -233,7 +239,7 @@ export class Scheduler {
   #giveUpLoad(nowMs: number): boolean {
     const waiting = this.#waiting.findLast(({ table }) => table !== null);
     if (waiting === undefined) return false;
-    this.#closeTable(waiting, nowMs);
+    this.#giveTableBack(waiting, nowMs);
     waiting.queued = this.cache.enqueue(promptOf(waiting));
     return true;
   }

@@ -34,6 +34,10 @@ export class Sequence {
   loads: readonly LayerTransfer[] = [];
   finishReason: FinishReason | null = null;
   preemptions = 0;
+  /** Whoever answers for its blocks has been told of them. */
+  isAnnounced = false;
+  /** Blocks that it had computed when it had to give its table back. */
+  leftBlockIds: readonly string[] = [];
   /** Of the first time it was opened: a resumed sequence reports what its client's prompt found. */
   #opened: OpenedSequence | null = null;
   #isViewRestarted = false;

@@ -50,7 +50,8 @@ export class Background {
     const { disk, host } = this.residency.tiers;
     const writes = this.options.admission !== "eviction" && this.residency.dirty.wantedCount > 0;
     const checks = host !== null && (host.hasUnsealed || host.nextUnverified() !== null);
-    return this.#isActive || (disk?.isOn(nowMs) === true && writes) || checks || this.residency.policy.hasMortals;
+    const isDiskWanted = writes || disk?.hasUnerased === true;
+    return this.#isActive || (this.#isDiskOn(nowMs) && isDiskWanted) || checks || this.residency.policy.hasMortals;
   }
 
   turn(nowMs: number): void {

@@ -299,14 +299,14 @@ export class BlockMoves {
     }
     if (!isMemoryFree) return;
     this.#host.pool.release(hostSlot);
-    this.#quarantine(diskSlot, outcome === "corrupt", nowMs);
+    this.#quarantine(diskSlot, nowMs);
   }
 
-  /** A slot that gave back something else than was written stays out of use until the next start. */
-  #quarantine(diskSlot: BlockNumber, isReadable: boolean, nowMs: number): void {
+  /** A slot that did not give back what was written stays out of use until the next start. */
+  #quarantine(diskSlot: BlockNumber, nowMs: number): void {
     this.residency.counters.quarantinedSlots++;
-    if (!isReadable) return;
-    // Its header must not be believed by the next start either. The slot is nobody's and stays in use.
+    // Its header must not be believed by the next start either: its block may be deleted, and not be found here any
+    // more. The slot is nobody's and stays in use.
     this.residency.tiers.disk!.eraseForGood(diskSlot, nowMs);
   }
 

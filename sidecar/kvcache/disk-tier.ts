@@ -35,8 +35,14 @@ export class DiskTier {
   readonly pool: BlockPool<CachedBlock>;
   readonly #reads = new Map<BlockNumber, Move>();
   readonly #writes = new Map<BlockNumber, Move>();
-  /** Slots that gave back something else than was written. */
+  /** Slots that failed to give back what was written. */
   readonly #retired = new Set<BlockNumber>();
+  readonly #erasing = new Set<BlockNumber>();
+  /** Of blocks that were deleted while something moves: they are erased when that has ended. */
+  readonly #condemned = new Set<BlockNumber>();
+  /** Erases that failed: they are tried again, because what they leave could be believed by the next start. */
+  readonly #unerased = new Set<BlockNumber>();
+  #eraseAgainAtMs = 0;
   #failures = 0;
   #pausedUntilMs = 0;
   #abandoned = 0;
@@ -83,18 +89,36 @@ export class DiskTier {
     this.store.read(move.diskSlot, address, nowMs);
   }
 
+  /** What was deleted is being emptied, or will be, and nothing of that has failed yet. */
+  get isErasing(): boolean {
+    return this.#erasing.size + this.#condemned.size > 0;
+  }
+
+  /** Some could not be emptied: that will be tried again. */
+  get hasUnerased(): boolean {
+    return this.#unerased.size > 0;
+  }
+
   /** Empties a slot that nobody owns and the caller has in use; it is free once that is on the medium. */
   erase(slot: BlockNumber, nowMs: number): void {
+    this.#condemned.delete(slot);
+    this.#erasing.add(slot);
     this.store.erase(slot, nowMs);
   }
 
   /** The same for a slot that stays out of use. */
   eraseForGood(slot: BlockNumber, nowMs: number): void {
     this.#retired.add(slot);
-    this.store.erase(slot, nowMs);
+    this.erase(slot, nowMs);
+  }
+
+  /** The slot's block is gone, and who moves it will erase the slot. */
+  condemn(slot: BlockNumber): void {
+    this.#condemned.add(slot);
   }
 
   poll(nowMs: number): EndedMove[] {
+    this.#eraseAgain(nowMs);
     return this.store.poll(nowMs).flatMap((event) => this.#end(event, nowMs) ?? []);
   }
 
@@ -102,10 +126,10 @@ export class DiskTier {
     if (kind === "released") return this.#endReleased(slot);
     this.#judge(outcome, nowMs);
     if (kind === "erase") {
-      // A header that could not be emptied might be believed again: the slot stays out of use.
-      if (outcome === "ok" && !this.#retired.has(slot)) this.pool.release(slot);
+      this.#endErase(slot, outcome, nowMs);
       return null;
     }
+    if (outcome === "timeout") this.#condemned.delete(slot);
     const moves = kind === "write" ? this.#writes : this.#reads;
     const move = moves.get(slot)!;
     const isMemoryFree = outcome !== "timeout";
@@ -113,6 +137,22 @@ export class DiskTier {
     if (outcome === "ok" && kind === "read") this.readBytes += bytes;
     if (outcome === "ok" && kind === "write") this.writtenBytes += bytes;
     return { ...move, kind, outcome, bytes, elapsedMs, isMemoryFree };
+  }
+
+  #endErase(slot: BlockNumber, outcome: DiskOutcome, nowMs: number): void {
+    this.#erasing.delete(slot);
+    if (outcome === "ok") {
+      if (!this.#retired.has(slot)) this.pool.release(slot);
+      return;
+    }
+    this.#unerased.add(slot);
+    this.#eraseAgainAtMs = nowMs + PAUSE_MS;
+  }
+
+  #eraseAgain(nowMs: number): void {
+    if (this.#unerased.size === 0 || nowMs < this.#eraseAgainAtMs || !this.isOn(nowMs)) return;
+    for (const slot of this.#unerased) this.erase(slot, nowMs);
+    this.#unerased.clear();
   }
 
   #endReleased(slot: BlockNumber): EndedMove | null {

@@ -10,6 +10,7 @@ import { BlockMoves } from "./block-moves.ts";
 import { ABSENT, type CachedBlock, newCachedBlock } from "./cached-block.ts";
 import { CostModel } from "./cost-model.ts";
 import type { CopyDevice, LayerTransfer } from "./layer-transfer.ts";
+import type { MissReason } from "./lost-blocks.ts";
 import type { BlockTable, OpenedSequence, QueuedPrompt } from "./opened-sequence.ts";
 import { CachePolicy, type Keep, type PolicyName } from "./policy.ts";
 import { PrefixMatcher } from "./prefix-match.ts";
@@ -238,15 +239,25 @@ export class KvCache {
     return this.moves.inFlight > 0 || this.background.isWaiting(nowMs);
   }
 
-  /** Removes these blocks from all tiers; says how many were in each. */
-  forget(ids: readonly BlockId[], nowMs: number): Record<"gpu" | "host" | "disk", number> {
+  /** Removes these blocks, and what continues them, from all tiers; says how many were in each. */
+  forget(
+    ids: readonly BlockId[],
+    nowMs: number,
+    reason: MissReason = "deleted",
+  ): Record<"gpu" | "host" | "disk", number> {
     const counts = { gpu: 0, host: 0, disk: 0 };
-    for (const id of ids) {
-      const block = this.residency.index.get(id);
-      if (block === null) continue;
-      for (const tier of this.residency.drop(block, "deleted", nowMs)) counts[tier]++;
+    const { index } = this.residency;
+    const left = ids.map((id) => index.get(id)).filter((block) => block !== null);
+    for (let block = left.pop(); block !== undefined; block = left.pop()) {
+      left.push(...index.children(block.id));
+      for (const tier of this.residency.drop(block, reason, nowMs)) counts[tier]++;
     }
     return counts;
+  }
+
+  /** What was deleted is still on its way off the disk. */
+  get isErasing(): boolean {
+    return this.residency.tiers.disk?.isErasing === true;
   }
 
   /** Learns what has moved, and does what is due. */

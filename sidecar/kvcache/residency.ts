@@ -300,6 +300,7 @@ export class Residency {
     block.isDiskReady = false;
     if (pool.refCount(slot) > 0) {
       pool.disown(slot); // a move is under way: it erases the slot when it has ended
+      this.tiers.disk!.condemn(slot);
       return;
     }
     pool.retain(slot);

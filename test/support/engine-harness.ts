@@ -66,6 +66,8 @@ export class EngineHarness {
   readonly random: SeededRandom;
   readonly choices = new Map<string, ChoiceLog>();
   readonly fails = new Map<number, FailEvent>();
+  /** Blocks that held requests said they would leave. */
+  readonly announced: string[] = [];
   /** What the tiers had to say. */
   readonly messages: string[] = [];
   nowMs = 1000;
@@ -148,6 +150,7 @@ export class EngineHarness {
       isTruncating: true,
       rewrittenTokens: 0,
       keep: {},
+      isHeld: false,
       receivedAtMs: this.nowMs,
       deadlineAtMs: this.nowMs + 1e9,
       ...changes,
@@ -221,6 +224,10 @@ export class EngineHarness {
     if (event.type === "fail") {
       expect(this.fails.has(event.request), "a request fails once").toBe(false);
       this.fails.set(event.request, event);
+      return;
+    }
+    if (event.type === "begun") {
+      this.announced.push(...event.blockIds);
       return;
     }
     const key = `${event.request}/${event.choice}`;

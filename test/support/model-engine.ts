@@ -129,7 +129,8 @@ export class ModelEngine {
     const id = this.#nextId++;
     this.engine.submit({
       id, tokens: Int32Array.from(tokens), salt: new Uint8Array(32), sampling: SAMPLING, choiceCount: 1, maxTokens: 16,
-      isTruncating: true, rewrittenTokens: 0, keep: {}, receivedAtMs: this.nowMs, deadlineAtMs: Infinity, ...changes,
+      isTruncating: true, rewrittenTokens: 0, keep: {}, isHeld: false, receivedAtMs: this.nowMs,
+      deadlineAtMs: Infinity, ...changes,
     });
     return id;
   }
@@ -196,6 +197,7 @@ export class ModelEngine {
 
   #note(event: ReturnType<Engine["step"]>[number]): void {
     if (event.type === "fail") throw new Error(`request ${event.request}: ${event.message}`);
+    if (event.type === "begun") return;
     const key = event.request * 16 + event.choice;
     const answer = this.answers.get(key) ?? { tokens: [], logits: [], finish: null };
     this.answers.set(key, answer);

@@ -63,7 +63,8 @@ export class BenchEngine {
     const id = this.#nextId++;
     this.engine.submit({
       id, tokens: Int32Array.from(tokens), salt, sampling: GREEDY, choiceCount: 1, maxTokens,
-      isTruncating: true, rewrittenTokens: 0, keep: {}, receivedAtMs: nowMs(), deadlineAtMs: nowMs() + 1e9,
+      isTruncating: true, rewrittenTokens: 0, keep: {}, isHeld: false, receivedAtMs: nowMs(),
+      deadlineAtMs: nowMs() + 1e9,
     });
     return id;
   }

@@ -284,6 +284,7 @@ describe("Engine under random load", () => {
         isTruncating: false,
         rewrittenTokens: 0,
         keep: {},
+        isHeld: false,
         receivedAtMs: 0,
         deadlineAtMs: 1e12,
       };
