@@ -52,6 +52,19 @@ describe("a delete", () => {
     expect(parts.engine.forgotten).toEqual([["a1", "a2"], ["b1", "shared"]]);
   });
 
+  test("of another account's conversation of the same name ends none of its turns, and waits for none", async () => {
+    const parts = startServer();
+    const edge = await greeted(parts.server);
+    edge.send(submit(1, { conversation: "a" }), submit(2, { conversation: "a" }));
+    await parts.watch.until(() => parts.engine.requests.length === 2);
+    edge.send([FrameType.abort, 2]); // it is leaving; the engine has not answered yet
+    await parts.watch.until(() => parts.engine.aborts.length > 0);
+    edge.send(forget(3, "a", new Uint8Array(32).fill(1)));
+    expect(await forgotten(edge, 3)).toEqual({});
+    expect(edge.frames.some(([type, stream]) => type === FrameType.error && stream === 1)).toBe(false);
+    expect(parts.engine.aborts.length).toBe(1);
+  });
+
   test("of a conversation that nobody knows, or of another account's, takes nothing", async () => {
     const parts = startServer();
     const edge = await greeted(parts.server);

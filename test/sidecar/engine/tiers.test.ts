@@ -203,6 +203,31 @@ describe.each([
     next.expectNothingLeft();
   });
 
+  test("nor is it after they were given up: what comes late lands in nobody's block", () => {
+    const harness = crowded({ cache });
+    const first = ask(harness, prompt(40)).tokens;
+    harness.settle(IDLE_MS);
+    const next = crowded({ cache, medium: harness.legacy.medium!, hostSlots: 20 });
+    next.disk!.faults = { ...NO_FAULTS, hang: 1 };
+    const id = next.submit([...first, 5], { maxTokens: 4, sampling: ENDLESS });
+    while (!next.engine.isIdle) {
+      next.nowMs += 10;
+      next.turn();
+    }
+    expect(next.answer(id).tokens.length).toBe(4);
+    next.disk!.faults = NO_FAULTS;
+    // Others fill all of host memory that may be had; only then the reads end.
+    for (const seed of [2, 3]) ask(next, prompt(50, seed));
+    next.settle();
+    next.disk!.release();
+    for (let i = 0; i < 50; i++) next.turn();
+    next.settle();
+    const { usage } = ask(next, [...prompt(50, 2), 1]);
+    expect(usage.cachedTokens.host).toBeGreaterThan(0);
+    for (const seed of [3, 2]) ask(next, [...prompt(50, seed), 2]);
+    next.expectNothingLeft();
+  });
+
   test("a deleted conversation is in no tier any more, nor after a restart", () => {
     const harness = crowded({ cache });
     const { tokens, blockIds } = ask(harness, prompt(40));
