@@ -276,6 +276,29 @@ test("what is computed again while it goes to disk goes there once, and then not
   harness.expectNothingLeft();
 });
 
+test("a load into blocks that a step in flight still writes waits for it, however far its stream is ahead", () => {
+  // Host memory has room for the first conversation alone: saves would hold the others' blocks.
+  const background = { hostMarks: { lowBlocks: 0, highBlocks: 0 } };
+  const cache = { isExclusive: false };
+  const harness = crowded({ hostSlots: 6, diskSlots: 0, maxBatchTokens: 64, cache, background });
+  const { tokens } = ask(harness, prompt(40));
+  for (const seed of [2, 3]) ask(harness, prompt(50, seed));
+  harness.settle();
+  const { device, engine } = harness;
+  const left = harness.submit(prompt(50, 4), { maxTokens: 9, sampling: ENDLESS });
+  harness.step(); // its prompt is in flight, and the device does not move
+  engine.abort(left, null, "abort");
+  const id = harness.submit([...tokens, 5], { maxTokens: 6, sampling: ENDLESS });
+  harness.step();
+  expect(harness.cache.moves.inFlight).toBeGreaterThan(0);
+  while (device.advance("load"));
+  harness.runToEnd();
+  const expected = harness.reference({ tokens: Int32Array.from([...tokens, 5]), maxTokens: 6, sampling: ENDLESS });
+  expect(harness.answer(id).tokens).toEqual(expected.tokens);
+  expect(harness.answer(id).finish!.usage.cachedTokens.host).toBeGreaterThan(30);
+  harness.expectNothingLeft();
+});
+
 test("exclusive tiers: nothing is lost to a disk that is slow, however suddenly gpu memory is wanted", () => {
   const harness = crowded({ hostSlots: 8, diskSlots: 64, cache: { isExclusive: true } });
   harness.disk!.faults = { ...NO_FAULTS, hang: 1 };
