@@ -239,10 +239,11 @@ describe("an answer", () => {
       stream.delta("half");
       stream.cut();
     };
-    const { pool } = connect([sidecar.url]);
+    const { clients, pool } = connect([sidecar.url]);
     const text = textOf(generate(pool).events);
     await expect(text).rejects.toMatchObject({ status: 503, code: "sidecar_lost" });
     expect(sidecar.submits).toHaveLength(1);
+    expect(clients[0]!.inFlight).toBe(0); // or placement would shun it for ever
   });
 
   test("with a wrong count at its end is not believed", async () => {
