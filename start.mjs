@@ -116,7 +116,8 @@ async function install() {
 }
 
 /**
- * Runs a program to its end and passes signals on. Returns its exit code.
+ * Runs a program to its end and passes signals on; those of a terminal have reached it already, and count once
+ * (config/stop-signal.ts). Returns its exit code.
  * @param {string} program
  * @param {string[]} args
  * @param {import("node:child_process").SpawnOptions} options

@@ -3,6 +3,7 @@
 
 import process from "node:process";
 import { OptionError } from "../config/options.ts";
+import { toldToStop } from "../config/stop-signal.ts";
 import { DatabaseUnavailable } from "../db/client.ts";
 import { DatabaseRefused, SchemaTooNew } from "../db/migrate.ts";
 import { createApp } from "./app.ts";
@@ -27,7 +28,7 @@ async function main(): Promise<void> {
     const { port, stop } = serve({ hostname: config.host, port: config.port, fetch: app.fetch });
     const host = config.host.includes(":") ? `[${config.host}]` : config.host;
     console.log(`edge listening on http://${host}:${port}`);
-    await stopSignal();
+    await toldToStop(process.env["KVASIR_PARENT_PIPE"] === "1");
     await drain(services, stop);
   } finally {
     await close();
@@ -52,18 +53,6 @@ async function atMost(work: Promise<void>, timeoutMs: number): Promise<void> {
   const timer = setTimeout(resolve, timeoutMs);
   await Promise.race([work, isLate]);
   clearTimeout(timer);
-}
-
-/** SIGINT or SIGTERM; or the end of standard input when a launcher holds it open. */
-function stopSignal(): Promise<void> {
-  return new Promise((resolve) => {
-    process.once("SIGINT", () => resolve());
-    process.once("SIGTERM", () => resolve());
-    if (process.env["KVASIR_PARENT_PIPE"] === "1") {
-      process.stdin.once("end", () => resolve());
-      process.stdin.resume();
-    }
-  });
 }
 
 /** The port is taken, or may not be had. */

@@ -3,6 +3,7 @@
 
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
+import type { StopSignal } from "../config/stop-signal.ts";
 import { startEmbeddedPostgres } from "../db/embedded-postgres.ts";
 import { migrate } from "../db/migrate.ts";
 import { buildNative } from "../sidecar/build-native.ts";
@@ -12,7 +13,6 @@ import { type LauncherConfig, secretPath } from "./config.ts";
 import { lockDataDirectory } from "./data-directory.ts";
 import { checkPortFree, whenEdgeReady } from "./edge-endpoint.ts";
 import { StartError } from "./start-error.ts";
-import type { StopSignal } from "./stop-signal.ts";
 import { Supervisor } from "./supervisor.ts";
 
 /** A part's own limit comes first; this much later it is killed. */

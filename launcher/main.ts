@@ -2,6 +2,7 @@
 
 import process from "node:process";
 import { OptionError } from "../config/options.ts";
+import { listenForStop } from "../config/stop-signal.ts";
 import { DatabaseUnavailable } from "../db/client.ts";
 import { PostgresError } from "../db/embedded-postgres.ts";
 import { DatabaseRefused, SchemaTooNew } from "../db/migrate.ts";
@@ -9,7 +10,6 @@ import { BuildError } from "../sidecar/build-native.ts";
 import { launcherHelp, readLauncherConfig } from "./config.ts";
 import { launch } from "./launch.ts";
 import { StartError } from "./start-error.ts";
-import { listenForStop } from "./stop-signal.ts";
 
 /** Whose message is for the person who typed the command, without a stack. */
 const EXPECTED = [

@@ -3,6 +3,7 @@
 import { mkdirSync, readFileSync } from "node:fs";
 import { basename, join } from "node:path";
 import { OptionError } from "../config/options.ts";
+import { toldToStop } from "../config/stop-signal.ts";
 import { buildNative } from "./build-native.ts";
 import { readSidecarConfig, type SidecarConfig, sidecarHelp } from "./config.ts";
 import { EngineClient } from "./engine/engine-client.ts";
@@ -85,7 +86,7 @@ async function main(): Promise<void> {
     },
   );
   say(`sidecar listening on ${server.url}`);
-  await stopSignal();
+  await toldToStop(process.env["KVASIR_PARENT_PIPE"] === "1");
   say("stopping: waiting for answers in progress");
   await server.drain(config.drainTimeoutMs);
   await engine.stop(FLUSH_TIMEOUT_MS);
@@ -136,18 +137,6 @@ function describeEngine(ready: EngineReady, config: SidecarConfig): void {
 function sharedMemoryName({ dataDirectory, cache }: SidecarConfig): string {
   const owner = `${process.getuid?.() ?? 0}\0${dataDirectory}\0${cache.diskPath}`;
   return `/kvasir-${new Bun.CryptoHasher("sha256").update(owner).digest("hex").slice(0, 24)}`;
-}
-
-/** SIGINT, SIGTERM, or the end of the standard input that a parent holds open: nothing outlives the launcher. */
-function stopSignal(): Promise<void> {
-  return new Promise((resolve) => {
-    process.once("SIGINT", () => resolve());
-    process.once("SIGTERM", () => resolve());
-    if (process.env["KVASIR_PARENT_PIPE"] === "1") {
-      process.stdin.once("end", () => resolve());
-      process.stdin.resume();
-    }
-  });
 }
 
 function say(message: string): void {

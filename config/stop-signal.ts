@@ -1,10 +1,13 @@
-// When to stop, and when to stop at once. Ctrl-C in a terminal reaches this process twice, from the terminal and
-// from npm, so a repeated signal counts as a second wish only after a pause.
+// When to stop, and when to stop at once. One wish may arrive several times: Ctrl-C in a terminal comes from the
+// terminal, from npm and from start.mjs, a service manager's SIGTERM from it and from start.mjs. So a repeated signal
+// counts as a second wish only after a pause.
 
 import process from "node:process";
 
 const SIGNALS = ["SIGINT", "SIGTERM", "SIGHUP"] as const;
-const PAUSE_MS = 500;
+const PAUSE_MS = 1000;
+/** What a shell reports of a program that Ctrl-C has ended. */
+const EXIT_CODE_CUT = 130;
 
 export interface StopSignal {
   /** Aborted by the first signal. */
@@ -33,4 +36,11 @@ export function listenForStop(hasParentPipe: boolean): StopSignal {
     process.stdin.unref?.();
   }
   return { orderly: orderly.signal, atOnce: atOnce.signal };
+}
+
+/** Resolves when told to stop, see listenForStop. Told once more, the process ends at once. */
+export async function toldToStop(hasParentPipe: boolean): Promise<void> {
+  const { orderly, atOnce } = listenForStop(hasParentPipe);
+  atOnce.addEventListener("abort", () => process.exit(EXIT_CODE_CUT), { once: true });
+  await new Promise<void>((resolve) => orderly.addEventListener("abort", () => resolve(), { once: true }));
 }
