@@ -3,7 +3,7 @@
 
 import { afterAll, afterEach, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import OpenAI, { APIError, NotFoundError, RateLimitError } from "openai";
-import { type EdgeProcess, RUNTIMES, spawnEdge, startEdgeProcess } from "../support/edge-process.ts";
+import { type EdgeProcess, RUNTIMES, runEdgeInTerminal, spawnEdge, startEdgeProcess } from "../support/edge-process.ts";
 import { echo, FAKE_MODEL, FakeSidecar } from "../support/fake-sidecar.ts";
 import type { TestPostgres } from "../support/postgres.ts";
 import { startPostgres } from "../support/postgres.ts";
@@ -206,6 +206,12 @@ describe.each([...RUNTIMES])("the edge on %s", (runtime) => {
     release();
     expect((await answer).choices[0]!.message.content).toBe("last words");
     expect(await exit).toBe(0);
+  });
+
+  test("asks nothing in a terminal", async () => {
+    const output = await runEdgeInTerminal(runtime, ["--help"], "Allow?");
+    expect(output).toContain("bun run edge, or deno task edge: ");
+    expect(output).not.toContain("Allow?");
   });
 
   test("says in one line why it cannot start", async () => {

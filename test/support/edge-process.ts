@@ -1,18 +1,20 @@
 // The edge as people run it: a process of its own, on Bun or on Deno.
 
 import type { Subprocess } from "bun";
+import { readFileSync } from "node:fs";
 import { FAKE_SECRET } from "./fake-sidecar.ts";
 
 const ROOT = new URL("../..", import.meta.url).pathname;
-const DENO = `${ROOT}node_modules/.bin/deno`;
-const DENO_PERMISSIONS = ["--allow-net", "--allow-env", "--allow-sys", "--allow-read=."];
+const BIN = `${ROOT}node_modules/.bin`;
+const { tasks } = JSON.parse(readFileSync(`${ROOT}deno.json`, "utf8")) as { tasks: { edge: { command: string } } };
 
 export const RUNTIMES = ["bun", "deno"] as const;
 export type Runtime = (typeof RUNTIMES)[number];
 
+/** Flags go behind it. */
 const COMMAND: Readonly<Record<Runtime, string[]>> = {
   bun: [process.execPath, "run", "edge/main.ts"],
-  deno: [DENO, "run", "--unstable-no-legacy-abort", ...DENO_PERMISSIONS, "edge/main.ts"],
+  deno: ["sh", "-c", `exec ${tasks.edge.command} "$@"`, "edge"],
 };
 
 export type EdgeProcess = {
@@ -21,6 +23,25 @@ export type EdgeProcess = {
   /** Ends it by SIGTERM; returns its exit code. */
   stop(): Promise<number>;
 };
+
+/** With a terminal for its input and output. Returns what it writes, up to the end or to a text that ends it. */
+export async function runEdgeInTerminal(runtime: Runtime, flags: string[], cutAt: string): Promise<string> {
+  let output = "";
+  const decoder = new TextDecoder();
+  const child = Bun.spawn([...COMMAND[runtime], ...flags], {
+    cwd: ROOT,
+    env: environment(),
+    terminal: {
+      data: (_, chunk) => {
+        output += decoder.decode(chunk, { stream: true });
+        if (output.includes(cutAt)) child.kill("SIGKILL");
+      },
+    },
+  });
+  await child.exited;
+  child.terminal?.close();
+  return output;
+}
 
 /** Starts the process without waiting for anything. */
 export function spawnEdge(
@@ -35,7 +56,7 @@ export function spawnEdge(
     stdout: "pipe",
     stderr: "pipe",
     env: {
-      ...process.env,
+      ...environment(),
       DATABASE_URL: databaseUrl,
       KVASIR_SIDECARS: sidecars.map((sidecar) => sidecar.url).join(","),
       KVASIR_SIDECAR_SECRET: FAKE_SECRET,
@@ -57,6 +78,10 @@ export async function startEdgeProcess(
     if (url !== undefined) return { url, process: child, stop: () => stop(child) };
   }
   throw new Error(`the edge ended: ${await new Response(child.stderr).text()}`);
+}
+
+function environment(): Record<string, string | undefined> {
+  return { ...process.env, PATH: `${BIN}:${process.env["PATH"]}` };
 }
 
 async function stop(child: EdgeProcess["process"]): Promise<number> {
