@@ -1,30 +1,9 @@
-// The edge seen from outside: whether its port can be had, and whether it can answer.
+// The edge seen from outside: whether it can answer, and under which address.
 
-import { createServer } from "node:net";
 import { StartError } from "./start-error.ts";
 
 const POLL_MS = 50;
 const READY_TIMEOUT_MS = 30_000;
-
-/** Throws StartError when nobody could listen there; said before anything is started. */
-export async function checkPortFree(host: string, port: number): Promise<void> {
-  const probe = createServer();
-  const error = await new Promise<NodeJS.ErrnoException | null>((resolve) => {
-    probe.once("error", resolve);
-    probe.listen(port, host, () => probe.close(() => resolve(null)));
-  });
-  if (error === null) return;
-  switch (error.code) {
-    case "EADDRINUSE":
-      throw new StartError(
-        `port ${port} of ${host} is taken: stop what listens there, or choose another with --port`,
-      );
-    case "EACCES":
-      throw new StartError(`port ${port} is not for ordinary users: choose one above 1023 with --port`);
-    default:
-      throw new StartError(`cannot listen on ${host} (${error.message}): choose another --host or --port`);
-  }
-}
 
 /** Waits until the edge is connected to database and sidecar. Returns the names of the models. Throws StartError. */
 export async function whenEdgeReady(edgeUrl: string, signal: AbortSignal): Promise<string[]> {

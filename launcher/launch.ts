@@ -3,6 +3,7 @@
 
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
+import { checkPortFree } from "../config/port.ts";
 import type { StopSignal } from "../config/stop-signal.ts";
 import { startEmbeddedPostgres } from "../db/embedded-postgres.ts";
 import { migrate } from "../db/migrate.ts";
@@ -11,7 +12,7 @@ import { loadSecret } from "../sidecar/secret.ts";
 import { describeReady } from "./banner.ts";
 import { type LauncherConfig, secretPath } from "./config.ts";
 import { lockDataDirectory } from "./data-directory.ts";
-import { checkPortFree, whenEdgeReady } from "./edge-endpoint.ts";
+import { whenEdgeReady } from "./edge-endpoint.ts";
 import { StartError } from "./start-error.ts";
 import { Supervisor } from "./supervisor.ts";
 
@@ -39,7 +40,7 @@ const PROGRAMS = {
   sidecar: fileURLToPath(new URL("../sidecar/main.ts", import.meta.url)),
 };
 
-/** Runs Kvasir until it is told to stop. Throws StartError, or what a part throws, when it cannot. */
+/** Runs Kvasir until it is told to stop. Throws StartError, OptionError, or what a part throws, when it cannot. */
 export async function launch(config: LauncherConfig, options: LaunchOptions): Promise<void> {
   const lock = lockDataDirectory(config.dataDirectory);
   const parts: Part[] = [];

@@ -3,6 +3,7 @@
 import { mkdirSync, readFileSync } from "node:fs";
 import { basename, join } from "node:path";
 import { OptionError } from "../config/options.ts";
+import { checkPortFree } from "../config/port.ts";
 import { toldToStop } from "../config/stop-signal.ts";
 import { buildNative } from "./build-native.ts";
 import { readSidecarConfig, type SidecarConfig, sidecarHelp } from "./config.ts";
@@ -10,9 +11,9 @@ import { EngineClient } from "./engine/engine-client.ts";
 import type { EngineReady } from "./engine/worker-messages.ts";
 import { Holdings } from "./holdings.ts";
 import { Lineage } from "./lineage.ts";
-import { loadChatTemplate } from "./model/chat-template.ts";
+import { type ChatTemplate, loadChatTemplate } from "./model/chat-template.ts";
 import { resolveModel } from "./model/hub.ts";
-import { loadTokenizer } from "./model/tokenizer.ts";
+import { loadTokenizer, type Tokenizer } from "./model/tokenizer.ts";
 import { openEngine } from "./open-engine.ts";
 import { PromptBuilder } from "./prompt.ts";
 import { loadSecret } from "./secret.ts";
@@ -34,6 +35,7 @@ async function main(): Promise<void> {
     console.log(sidecarHelp());
     return;
   }
+  await checkPortFree(config.host, config.port);
   mkdirSync(config.dataDirectory, { recursive: true, mode: 0o700 });
   const secret = config.secret ?? loadSecret(join(config.dataDirectory, "sidecar-secret"));
   const directory = await resolveModel(config.model, { onProgress: say });
@@ -50,9 +52,49 @@ async function main(): Promise<void> {
     say,
   });
   describeEngine(ready, config);
+  const texts = { modelDirectory: directory, tokenizer, template };
+  const { server: started, close } = await orStop(engine, () => startServer(config, secret, { texts, engine, ready }));
+  server = started;
+  say(`sidecar listening on ${server.url}`);
+  await toldToStop(process.env["KVASIR_PARENT_PIPE"] === "1");
+  say("stopping: waiting for answers in progress");
+  await server.drain(config.drainTimeoutMs);
+  await engine.stop(FLUSH_TIMEOUT_MS);
+  close();
+  tokenizer.close();
+  say("sidecar stopped");
+}
+
+/** Stops the engine when the work fails: its host tier would stay in shared memory. */
+async function orStop<Result>(engine: EngineClient, work: () => Result): Promise<Result> {
+  try {
+    return work();
+  } catch (error) {
+    await engine.stop(FLUSH_TIMEOUT_MS);
+    throw error;
+  }
+}
+
+interface ServerParts {
+  readonly texts: {
+    readonly modelDirectory: string;
+    readonly tokenizer: Tokenizer;
+    readonly template: ChatTemplate;
+  };
+  readonly engine: EngineClient;
+  readonly ready: EngineReady;
+}
+
+/** The server, and what closes its files after it and the engine have stopped. */
+function startServer(
+  config: SidecarConfig,
+  secret: string,
+  { texts: { modelDirectory, tokenizer, template }, engine, ready }: ServerParts,
+): { server: SidecarServer; close: () => void } {
+  const tokenizerJson = readFileSync(join(modelDirectory, "tokenizer.json"));
   const lineage = new Lineage({
     path: join(config.dataDirectory, "lineage.sqlite"),
-    tokenizerId: new Bun.CryptoHasher("sha256").update(readFileSync(join(directory, "tokenizer.json"))).digest("hex"),
+    tokenizerId: new Bun.CryptoHasher("sha256").update(tokenizerJson).digest("hex"),
     specialTokens: tokenizer.specialTokens,
     maxSegments: LINEAGE_SEGMENTS_MAX,
     maxSegmentTokens: LINEAGE_SEGMENT_WINDOWS_MAX * ready.maxModelLen,
@@ -64,7 +106,7 @@ async function main(): Promise<void> {
   const modelId = config.modelId ?? basename(config.model);
   const { maxModelLen, vocabSize } = ready;
   const prompts = new PromptBuilder(template, tokenizer, lineage, { modelId, maxModelLen, vocabSize });
-  server = new SidecarServer(
+  const server = new SidecarServer(
     { engine, prompts, tokenizer, lineage, holdings },
     {
       name: config.name,
@@ -85,15 +127,11 @@ async function main(): Promise<void> {
       say,
     },
   );
-  say(`sidecar listening on ${server.url}`);
-  await toldToStop(process.env["KVASIR_PARENT_PIPE"] === "1");
-  say("stopping: waiting for answers in progress");
-  await server.drain(config.drainTimeoutMs);
-  await engine.stop(FLUSH_TIMEOUT_MS);
-  lineage.close();
-  holdings.close();
-  tokenizer.close();
-  say("sidecar stopped");
+  const close = () => {
+    lineage.close();
+    holdings.close();
+  };
+  return { server, close };
 }
 
 function startEngine(

@@ -3,7 +3,8 @@
 // model: whatever is found again, the answers are those of a run that found nothing.
 
 import { afterAll, afterEach, describe, expect, setDefaultTimeout, test } from "bun:test";
-import { existsSync, mkdtempSync, openSync, rmSync, statSync, writeSync } from "node:fs";
+import { existsSync, mkdirSync, mkdtempSync, openSync, rmSync, statSync, writeSync } from "node:fs";
+import { type AddressInfo, createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { GROUP_HEADER_BYTES } from "../../sidecar/kvcache/disk-layout.ts";
@@ -223,6 +224,25 @@ describe.skipIf(!existsSync(SHARED_MEMORY))("a sidecar's cache", () => {
     for (let number = 20; (await second.stats())["diskFailures"] === 0; number++) await converse(second, number);
     expect((await converse(second, 7)).known).toBeGreaterThan(0);
     await second.stop();
+  });
+
+  test("is not there where the sidecar cannot serve; a taken port is named before the model is loaded", async () => {
+    newData();
+    const other = createServer();
+    const port = await new Promise<number>((resolve) => {
+      other.listen(0, "127.0.0.1", () => resolve((other.address() as AddressInfo).port));
+    });
+    const refusal = await Talker.start({ data, port, flags: FLAGS }).catch((error: Error) => error.message);
+    other.close();
+    expect(refusal).toBe(
+      `the sidecar ended: sidecar: port ${port} of 127.0.0.1 is taken: stop what listens there, ` +
+        "or choose another with --port\n",
+    );
+    expect(existsSync(blocksFile())).toBe(false);
+    mkdirSync(join(data, "holdings.sqlite")); // where its file should be
+    expect(await start().catch((error: Error) => error.message)).toContain("EISDIR");
+    expect(existsSync(blocksFile())).toBe(true);
+    expect(hasMapping()).toBe(false);
   });
 
   test("leaves nothing behind in shared memory", () => {
