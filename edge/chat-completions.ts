@@ -6,7 +6,7 @@ import { chatRequest } from "./chat-request.ts";
 import type { AnswerHead, Outcome } from "./chat-response.ts";
 import { ChunkWriter, completionBody } from "./chat-response.ts";
 import { CompletionAborted } from "./completion-stream.ts";
-import { ApiError, toApiError } from "./errors.ts";
+import { ApiError, clientLeft, toApiError } from "./errors.ts";
 import { EventStream } from "./event-stream.ts";
 import { Generation, type Run } from "./generation.ts";
 import { readJson } from "./json-body.ts";
@@ -98,9 +98,9 @@ function failure(error: unknown, { drain, log }: Services): ApiError {
   return known;
 }
 
-/** Nobody reads this after a client has left; after a drain's limit, the client does. */
+/** An answer ends early when its client leaves, or at a drain's limit: then the client reads this. */
 export function abortError(isShuttingDown: boolean): ApiError {
-  if (!isShuttingDown) return new ApiError(503, "aborted", "The request was aborted.");
+  if (!isShuttingDown) return clientLeft();
   return new ApiError(503, "shutting_down", "The server is shutting down. Try again.", {
     retryAfterS: 1,
   });

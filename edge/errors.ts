@@ -2,6 +2,7 @@
 // not an ApiError is a fault of ours: logged, and told to the client as "internal".
 
 import type { Context } from "hono";
+import type { ContentfulStatusCode } from "hono/utils/http-status";
 import type { ErrorCode } from "../sidecar/protocol.ts";
 
 /** Body of an error answer, and of an error event in a stream. */
@@ -9,7 +10,8 @@ export type ErrorBody = {
   error: { message: string; type: string; param: string | null; code: string };
 };
 
-export type ApiStatus = 400 | 401 | 403 | 404 | 408 | 409 | 413 | 415 | 429 | 500 | 503 | 504;
+/** 499, which is nginx's and in no RFC: the client left before its answer. */
+export type ApiStatus = 400 | 401 | 403 | 404 | 408 | 409 | 413 | 415 | 429 | 499 | 500 | 503 | 504;
 
 export class ApiError extends Error {
   override name = "ApiError";
@@ -36,7 +38,7 @@ export class ApiError extends Error {
 /** The error as the answer to a request. */
 export function errorResponse(c: Context, error: ApiError): Response {
   if (error.retryAfterS !== null) c.header("retry-after", String(Math.ceil(error.retryAfterS)));
-  return c.json(error.body(), error.status);
+  return c.json(error.body(), error.status as ContentfulStatusCode);
 }
 
 export function invalidRequest(message: string, param: string | null = null): ApiError {
@@ -46,6 +48,11 @@ export function invalidRequest(message: string, param: string | null = null): Ap
 export function databaseUnavailable(cause: unknown): ApiError {
   const message = "The database is not available, so conversations cannot be read or stored now. Try again.";
   return new ApiError(503, "database_unavailable", message, { retryAfterS: 1, cause });
+}
+
+/** Nobody reads this; it is counted. */
+export function clientLeft(cause?: unknown): ApiError {
+  return new ApiError(499, "aborted", "The client left.", { cause });
 }
 
 const SIDECAR_STATUS: Readonly<Record<ErrorCode, ApiStatus>> = {

@@ -3,7 +3,7 @@
 
 import type { z } from "zod";
 import { LIMITS } from "./config.ts";
-import { ApiError, invalidRequest } from "./errors.ts";
+import { ApiError, clientLeft, invalidRequest } from "./errors.ts";
 
 /** The body as `schema` parses it; an empty body counts as {}. Throws ApiError. */
 export async function readJson<Schema extends z.ZodType>(
@@ -61,7 +61,7 @@ async function readBytes(request: Request, limitBytes: number): Promise<Uint8Arr
   const chunks: Uint8Array[] = [];
   let length = 0;
   try {
-    for (let part = await reader.read(); !part.done; part = await reader.read()) {
+    for (let part = await nextPart(reader); !part.done; part = await nextPart(reader)) {
       length += part.value.length;
       if (length > limitBytes) throw tooLarge;
       chunks.push(part.value);
@@ -74,6 +74,15 @@ async function readBytes(request: Request, limitBytes: number): Promise<Uint8Arr
     throw new ApiError(408, "body_timeout", message);
   }
   return chunks.length === 1 ? chunks[0]! : concatenate(chunks, length);
+}
+
+/** A body that cannot be read to its end is one whose client left; each runtime has its own error for that. */
+async function nextPart(reader: ReadableStreamDefaultReader<Uint8Array>) {
+  try {
+    return await reader.read();
+  } catch (error) {
+    throw clientLeft(error);
+  }
 }
 
 function concatenate(chunks: Uint8Array[], length: number): Uint8Array {

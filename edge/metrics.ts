@@ -18,7 +18,8 @@ export type AnswerTimes = {
 
 export class Metrics {
   readonly #httpRequests = new Counter(
-    "kvasir_http_requests_total", "Requests by method, route and status; streams count when they begin.",
+    "kvasir_http_requests_total",
+    "Requests by method, route and status; streams count when they begin; 499: the client left.",
   );
   readonly #answers = new Counter(
     "kvasir_request_success_total", "Answers that were completed, by the reason of their first choice's end.",

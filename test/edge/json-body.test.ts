@@ -63,6 +63,14 @@ describe("readJson", () => {
     expect(await read("{}", "Identity")).toEqual({});
   });
 
+  test("takes a body that breaks off for a client that left", async () => {
+    const body = new ReadableStream({
+      pull: (controller) => controller.error(new DOMException("The connection was closed.", "AbortError")),
+    });
+    const read = readJson(post(body, { "content-type": "application/json" }), anything, 100);
+    expect(((await read.catch((error: unknown) => error)) as ApiError).status).toBe(499);
+  });
+
   test("wants application/json", async () => {
     for (const type of ["text/plain", "application/x-www-form-urlencoded", "application/jsonp"]) {
       const refused = readJson(post("{}", { "content-type": type }), anything, 100);

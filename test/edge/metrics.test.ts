@@ -99,6 +99,23 @@ describe("GET /metrics", () => {
     for (const [name, value] of Object.entries(expected)) expect([name, metrics.get(name)]).toEqual([name, value]);
   });
 
+  test("counts a client that leaves as no fault of the server", async () => {
+    const running = Promise.withResolvers<void>();
+    const silent = new FakeSidecar({ script: () => running.resolve() });
+    const own = await startEdge(pg.url, [silent]);
+    const leave = new AbortController();
+    const answer = own.chat({}, { signal: leave.signal });
+    await running.promise;
+    leave.abort();
+    await answer;
+    const statuses = [...(await scrape(own))].filter(([name]) => name.startsWith("kvasir_http_requests_total"));
+    expect(statuses).toEqual([
+      ['kvasir_http_requests_total{method="POST",route="/v1/chat/completions",status="499"}', 1],
+    ]);
+    await own.close();
+    await silent.stop();
+  });
+
   test("shows the sidecars' statistics, nested ones too, and does not wait for one that is away", async () => {
     const gone = new FakeSidecar({ name: "gone" });
     const own = await startEdge(pg.url, [sidecar, gone]);
