@@ -31,12 +31,17 @@ export function textContent(partTypes: readonly [string, ...string[]]) {
 
 export const ROLES = ["system", "developer", "user", "assistant", "tool"] as const;
 
-const message = z.object({
-  role: z.enum(ROLES, { error: `must be one of ${ROLES.join(", ")}` }),
-  content: textContent(["text"]),
-  name: storableText.max(64).optional(),
+/** Before `content` in a message: one that calls tools has none, and is refused for the calls. */
+export const noCalls = {
   tool_calls: absent("tool calls are"),
   function_call: absent("function calls are"),
+};
+
+const message = z.object({
+  role: z.enum(ROLES, { error: `must be one of ${ROLES.join(", ")}` }),
+  ...noCalls,
+  content: textContent(["text"]),
+  name: storableText.max(64).optional(),
 });
 
 const logitBias = z.record(

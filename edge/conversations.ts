@@ -13,7 +13,7 @@ import {
   setMetadata,
 } from "../db/queries.ts";
 import { isUuid } from "../db/uuid.ts";
-import { ROLES, storableText, textContent } from "./chat-request.ts";
+import { noCalls, ROLES, storableText, textContent } from "./chat-request.ts";
 import { LIMITS } from "./config.ts";
 import { invalidRequest } from "./errors.ts";
 import { readJson } from "./json-body.ts";
@@ -21,9 +21,15 @@ import type { PendingDeletes } from "./pending-deletes.ts";
 import type { Services } from "./services.ts";
 import { conversationNotFound, orUnavailable } from "./turn-keeper.ts";
 
+/** Without calls of tools there is nothing for a tool to answer, and most templates refuse it. */
+const ITEM_ROLES = ROLES.filter((role) => role !== "tool");
+const roleError = ({ input }: { input?: unknown }) =>
+  input === "tool" ? "tools are not supported" : `must be one of ${ITEM_ROLES.join(", ")}`;
+
 const item = z.object({
   type: z.literal("message").optional(),
-  role: z.enum(ROLES, { error: `must be one of ${ROLES.join(", ")}` }),
+  role: z.enum(ITEM_ROLES, { error: roleError }),
+  ...noCalls,
   content: textContent(["text", "input_text", "output_text"]),
   name: storableText.max(64).optional(),
 });

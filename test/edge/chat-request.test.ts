@@ -114,6 +114,11 @@ describe("a chat request", () => {
       [{ messages: [{ role: "user", content: "a\0b" }] }, "messages.0.content: must be well-formed"],
       [{ messages: [{ role: "user", content: "\ud800" }] }, "messages.0.content: must be well-formed"],
       [{ messages: [{ role: "assistant", content: "", tool_calls: [{}] }] }, "messages.0.tool_calls: "],
+      [
+        { messages: [{ role: "assistant", content: null, tool_calls: [{}] }] },
+        "messages.0.tool_calls: tool calls are not supported",
+      ],
+      [{ messages: [{ role: "assistant", function_call: {} }] }, "messages.0.function_call: function calls are not"],
       [{ model: 5 }, "model: "],
       [{ max_tokens: -1 }, "max_tokens: "],
       [{ max_tokens: 0 }, "max_tokens: "],

@@ -173,6 +173,21 @@ describe("a conversation", () => {
     expect(await errorOf(unknown)).toMatchObject({ status: 404, code: "conversation_not_found" });
   });
 
+  test("refuses what tools say, and calls of tools", async () => {
+    const cases: [object, string][] = [
+      [{ role: "tool", content: "21 degrees" }, "items.0.role: tools are not supported"],
+      [{ role: "wizard", content: "x" }, "items.0.role: must be one of system, developer, user, assistant"],
+      [
+        { role: "assistant", content: null, tool_calls: [{ id: "c1", type: "function" }] },
+        "items.0.tool_calls: tool calls are not supported",
+      ],
+    ];
+    for (const [item, message] of cases) {
+      const refused = await errorOf(await edge.post("/v1/conversations", { items: [item] }));
+      expect(refused).toMatchObject({ status: 400, type: "invalid_request_error", message });
+    }
+  });
+
   test("refuses wrong bodies and ids", async () => {
     const metadata = Object.fromEntries(Array.from({ length: 17 }, (_, i) => [`k${i}`, "v"]));
     for (const body of [{ metadata }, { metadata: { a: 1 } }, { items: [{ role: "x" }] }, []]) {
