@@ -15,13 +15,12 @@ export async function loadDefaultAccount(database: Database): Promise<Account> {
   return account;
 }
 
-/** Wants `Authorization: Bearer KEY`; lets everybody in when `apiKey` is null. */
+/** Wants `Authorization: Bearer KEY`, the scheme in any case; lets everybody in when `apiKey` is null. */
 export function requireApiKey(apiKey: string | null): MiddlewareHandler {
   return async (c, next) => {
-    const given = c.req.header("authorization") ?? "";
-    if (apiKey !== null && !(await isSame(given, `Bearer ${apiKey}`))) {
-      const isKey = /^Bearer ./.test(given);
-      const message = isKey ? "The API key is wrong." : "Send the API key as Authorization: Bearer KEY.";
+    const given = /^Bearer +(.+)$/i.exec(c.req.header("authorization") ?? "")?.[1] ?? null;
+    if (apiKey !== null && !(given !== null && (await isSame(given, apiKey)))) {
+      const message = given === null ? "Send the API key as Authorization: Bearer KEY." : "The API key is wrong.";
       throw new ApiError(401, "invalid_api_key", message);
     }
     await next();

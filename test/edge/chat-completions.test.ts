@@ -379,7 +379,11 @@ describe("limits", () => {
     expect(await refusal({})).toBe("Send the API key as Authorization: Bearer KEY.");
     expect(await refusal({ authorization: "k1" })).toBe("Send the API key as Authorization: Bearer KEY.");
     expect(await refusal({ authorization: "Bearer k2" })).toBe("The API key is wrong.");
-    expect((await get({ authorization: "Bearer k1" })).status).toBe(200);
+    expect(await refusal({ authorization: "Bearer K1" })).toBe("The API key is wrong.");
+    expect(await refusal({ authorization: "Basic k1" })).toBe("Send the API key as Authorization: Bearer KEY.");
+    for (const scheme of ["Bearer", "bearer", "BEARER "]) {
+      expect((await get({ authorization: `${scheme} k1` })).status).toBe(200);
+    }
   });
 });
 
