@@ -1,6 +1,7 @@
 // The body of POST /v1/chat/completions: OpenAI's fields as far as the models can do them, and ours.
 // Fields that we do not know are ignored, as clients send many; fields that ask for what we cannot do
-// are refused, because an answer that ignores them would be wrong.
+// are refused, because an answer that ignores them would be wrong. In `kvasir`, which is ours alone, a
+// field that we do not know is a mistake, and refused.
 
 import { z } from "@hono/zod-openapi";
 import type { ChatMessage, SamplingParams, SubmitRequest } from "../sidecar/protocol.ts";
@@ -94,6 +95,9 @@ export const chatRequest = z
     tools: absentList("tools are"),
     functions: absentList("functions are"),
     tool_choice: z.enum(["none", "auto"], { error: "tools are not supported" }).nullish(),
+    function_call: z.enum(["none", "auto"], { error: "functions are not supported" }).nullish(),
+    web_search_options: absent("web search is"),
+    audio: absent("audio is"),
     modalities: z.array(z.literal("text", { error: "only text is supported" })).nullish(),
     // Beyond OpenAI's.
     top_k: z.int().min(0).nullish(),
@@ -109,7 +113,7 @@ export const chatRequest = z
       .nullish()
       .describe("when the context is full: drop its oldest part, or refuse"),
     kvasir: z
-      .object({
+      .strictObject({
         cache_ttl_s: z
           .int()
           .min(0)
@@ -132,6 +136,14 @@ export const chatRequest = z
   .refine((body) => body.top_logprobs == null || body.logprobs === true, {
     error: "needs logprobs: true",
     path: ["top_logprobs"],
+  })
+  .refine((body) => body.stream_options == null || body.stream === true, {
+    error: "needs stream: true",
+    path: ["stream_options"],
+  })
+  .refine((body) => body.kvasir?.parent_message_id == null || body.conversation != null, {
+    error: "needs conversation",
+    path: ["kvasir", "parent_message_id"],
   })
   .openapi("CreateChatCompletionRequest");
 

@@ -90,7 +90,8 @@ describe("a chat request", () => {
   });
 
   test("ignores what it does not know, and nulls", () => {
-    const request = submit({ user: "u", store: true, temperature: null, stop: null, tools: [], n: null });
+    const nulls = { temperature: null, stop: null, audio: null, stream_options: null, n: null };
+    const request = submit({ user: "u", store: true, tools: [], ...nulls });
     expect(request.sampling.temperature).toBe(1);
   });
 
@@ -140,7 +141,14 @@ describe("a chat request", () => {
       [{ tools: [{ type: "function" }] }, "tools: tools are not supported"],
       [{ tool_choice: "required" }, "tool_choice: tools are not supported"],
       [{ modalities: ["audio"] }, "modalities.0: only text"],
+      [{ audio: { voice: "alloy", format: "mp3" } }, "audio: audio is not supported"],
+      [{ web_search_options: {} }, "web_search_options: web search is not supported"],
+      [{ function_call: { name: "f" } }, "function_call: functions are not supported"],
       [{ stream: "yes" }, "stream: "],
+      [{ stream_options: { include_usage: true } }, "stream_options: needs stream: true"],
+      [{ stream: false, stream_options: {} }, "stream_options: needs stream: true"],
+      [{ kvasir: { cache_ttl: 60 } }, 'kvasir: Unrecognized key: "cache_ttl"'],
+      [{ kvasir: { parent_message_id: "m" } }, "kvasir.parent_message_id: needs conversation"],
       [{ seed: 0.5 }, "seed: "],
     ];
     for (const [fields, start] of cases) expect(refusal(fields)).toStartWith(start);
