@@ -79,12 +79,13 @@ export class OptionValues {
     return word;
   }
 
-  /** Bytes from "512M", "1.5G", "2T", "4096"; powers of 1024. */
+  /** Bytes from "512M", "1.5G", "2T", "4096B", "0"; powers of 1024. Only 0 goes without a unit. */
   optionalBytes(flag: string): number | null {
     const text = this.optionalText(flag);
     if (text === null) return null;
     const match = /^(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?$/i.exec(text);
-    if (match === null) throw new OptionError(`--${flag} must be a size such as 512M or 4G, not "${text}"`);
+    const hasUnit = match !== null && (/\D$/.test(text) || Number(text) === 0);
+    if (!hasUnit) throw new OptionError(`--${flag} must be a size with a unit, such as 512M or 4G, not "${text}"`);
     const power = "KMGT".indexOf(match[2]!.toUpperCase() || " ") + 1;
     const bytes = Math.floor(Number(match[1]) * 1024 ** power);
     if (bytes > Number.MAX_SAFE_INTEGER) throw new OptionError(`--${flag} must be less than 8192T, not "${text}"`);

@@ -25,12 +25,18 @@ describe("OptionValues", () => {
   test("reads sizes", () => {
     const bytes = (text: string) => read(["--size", text]).optionalBytes("size");
     expect(read([]).optionalBytes("size")).toBeNull();
-    expect(["4096", "512M", "1.5G", "2T", "1KiB", "3 mb"].map(bytes)).toEqual([
-      4096, 512 * 2 ** 20, 1.5 * 2 ** 30, 2 * 2 ** 40, 1024, 3 * 2 ** 20,
+    expect(["0", "4096B", "512M", "1.5G", "2T", "1KiB", "3 mb"].map(bytes)).toEqual([
+      0, 4096, 512 * 2 ** 20, 1.5 * 2 ** 30, 2 * 2 ** 40, 1024, 3 * 2 ** 20,
     ]);
     for (const text of ["-1", "G", "1X", "1,5G", "0x10"]) expect(() => bytes(`${text}`)).toThrow(OptionError);
+    // Somebody who means gigabytes would get a tier of no block.
+    for (const text of ["1", "4096", "1.5"]) {
+      expect(() => bytes(text)).toThrow(`--size must be a size with a unit, such as 512M or 4G, not "${text}"`);
+    }
     expect(bytes("8191T")).toBe(8191 * 2 ** 40);
-    for (const text of ["8192T", "9".repeat(400)]) expect(() => bytes(text)).toThrow("--size must be less than 8192T");
+    for (const text of ["8192T", `${"9".repeat(400)}B`]) {
+      expect(() => bytes(text)).toThrow("--size must be less than 8192T");
+    }
   });
 
   test("refuses what it does not know or cannot use, and says so", () => {
