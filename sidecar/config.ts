@@ -99,6 +99,7 @@ export interface SidecarConfig {
   readonly secret: string | null;
 }
 
+const BLOCK_TOKENS = ["8", "16", "32", "64", "128", "256"] as const;
 const DTYPES = ["auto", "f32", "bf16", "f16"] as const;
 const QUANTIZATIONS = ["none", "fp8"] as const;
 const DISK_ADMISSIONS = ["idle", "eviction", "second-touch"] as const;
@@ -127,7 +128,7 @@ export function readSidecarConfig(
     maxNumSeqs: values.integer("max-num-seqs", 1, 4096),
     maxBatchTokens: values.integer("max-batch-tokens", 1, 65536),
     maxWaiting: values.integer("max-waiting", 1, 65536),
-    blockTokens: values.integer("block-tokens", 8, 256),
+    blockTokens: Number(values.choice("block-tokens", BLOCK_TOKENS)),
     gpuBlocks: values.optionalInteger("gpu-blocks", 2, 2 ** 30),
     gpuMemoryBytes: values.optionalBytes("gpu-memory"),
     gpuMemoryUtilization: values.number("gpu-memory-utilization", 0.05, 0.99),
@@ -170,10 +171,7 @@ export function sidecarHelp(): string {
 }
 
 function checkTogether(config: SidecarConfig): void {
-  const { blockTokens, maxBatchTokens, maxNumSeqs } = config;
-  if ((blockTokens & (blockTokens - 1)) !== 0) {
-    throw new OptionError(`--block-tokens must be a power of two, not ${blockTokens}`);
-  }
+  const { maxBatchTokens, maxNumSeqs } = config;
   if (maxBatchTokens < maxNumSeqs) {
     throw new OptionError(
       `--max-batch-tokens (${maxBatchTokens}) must be at least --max-num-seqs (${maxNumSeqs}): ` +

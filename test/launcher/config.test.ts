@@ -37,7 +37,8 @@ describe("readLauncherConfig", () => {
   test("says before anything is started what is wrong", () => {
     const cases: [string[], Record<string, string>, string][] = [
       [["--port", "x"], {}, "--port must be a number"],
-      [["--block-tokens", "12"], {}, "--block-tokens must be"],
+      [["--block-tokens", "12"], {}, '--block-tokens must be one of 8, 16, 32, 64, 128, 256, not "12"'],
+      [["--block-tokens", "7"], {}, '--block-tokens must be one of 8, 16, 32, 64, 128, 256, not "7"'],
       [["--sidecar", "http://a"], {}, "--sidecar must be ws://"],
       [[], { DATABASE_URL: "mysql://a" }, "DATABASE_URL must be postgres://"],
       [["--nope"], {}, "--help lists the options"],
