@@ -24,6 +24,8 @@ export class OptionError extends Error {
 /** Values by flag: command line first, then environment, then fallback. Switches are "true" or absent. */
 export class OptionValues {
   readonly #values: ReadonlyMap<string, string>;
+  /** By flag: the variable that its value came from. */
+  readonly #variables: ReadonlyMap<string, string>;
 
   /** Throws OptionError for unknown flags and missing values. */
   constructor(
@@ -33,14 +35,22 @@ export class OptionValues {
   ) {
     const given = parse(specs, argv);
     const values = new Map<string, string>();
+    const variables = new Map<string, string>();
     for (const spec of specs) {
       const fromEnv = spec.env === undefined ? undefined : env[spec.env];
       if (given[spec.flag] === "") throw new OptionError(`--${spec.flag} must not be empty`);
       const value = given[spec.flag] ?? (fromEnv === "" ? undefined : fromEnv) ?? spec.fallback;
       if (typeof value === "string") values.set(spec.flag, value);
       if (value === true) values.set(spec.flag, "true");
+      if (given[spec.flag] === undefined && fromEnv) variables.set(spec.flag, spec.env!);
     }
     this.#values = values;
+    this.#variables = variables;
+  }
+
+  /** Where the value came from, for messages: the variable, or the flag with its dashes. */
+  source(flag: string): string {
+    return this.#variables.get(flag) ?? `--${flag}`;
   }
 
   text(flag: string): string {
@@ -75,7 +85,7 @@ export class OptionValues {
   choice<Word extends string>(flag: string, words: readonly Word[]): Word {
     const text = this.text(flag);
     const word = words.find((candidate) => candidate === text);
-    if (word === undefined) throw new OptionError(`--${flag} must be one of ${words.join(", ")}, not "${text}"`);
+    if (word === undefined) throw this.#wrong(flag, `one of ${words.join(", ")}`);
     return word;
   }
 
@@ -85,10 +95,10 @@ export class OptionValues {
     if (text === null) return null;
     const match = /^(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?$/i.exec(text);
     const hasUnit = match !== null && (/\D$/.test(text) || Number(text) === 0);
-    if (!hasUnit) throw new OptionError(`--${flag} must be a size with a unit, such as 512M or 4G, not "${text}"`);
+    if (!hasUnit) throw this.#wrong(flag, "a size with a unit, such as 512M or 4G");
     const power = "KMGT".indexOf(match[2]!.toUpperCase() || " ") + 1;
     const bytes = Math.floor(Number(match[1]) * 1024 ** power);
-    if (bytes > Number.MAX_SAFE_INTEGER) throw new OptionError(`--${flag} must be less than 8192T, not "${text}"`);
+    if (bytes > Number.MAX_SAFE_INTEGER) throw this.#wrong(flag, "less than 8192T");
     return bytes;
   }
 
@@ -101,9 +111,13 @@ export class OptionValues {
   ): number {
     const value = Number(text);
     if (text.trim() === "" || !isValid(value) || value < min || value > max) {
-      throw new OptionError(`--${flag} must be a number from ${min} to ${max}, not "${text}"`);
+      throw this.#wrong(flag, `a number from ${min} to ${max}`);
     }
     return value;
+  }
+
+  #wrong(flag: string, wanted: string): OptionError {
+    return new OptionError(`${this.source(flag)} must be ${wanted}, not "${this.text(flag)}"`);
   }
 }
 

@@ -127,7 +127,7 @@ export function edgeHelp(): string {
 function parseSidecarUrl(text: string): string {
   const url = URL.parse(text.trim());
   if (url === null || !["ws:", "wss:"].includes(url.protocol)) {
-    throw new OptionError(`--sidecar must be ws:// or wss:// URLs, not "${text}"`);
+    throw new OptionError(`--sidecar or KVASIR_SIDECARS must be ws:// or wss:// URLs, not "${text}"`);
   }
   return url.href;
 }

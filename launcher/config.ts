@@ -47,7 +47,9 @@ export function readLauncherConfig(argv: readonly string[], environment: Environ
   const databaseUrl = values.optionalText("database-url");
   const sidecarUrls = values.optionalText("sidecar");
   const secret = environment["KVASIR_SIDECAR_SECRET"] || null;
-  const edgeArguments = [...given(EDGE_OPTIONS), `--log-level=${values.text("log-level")}`];
+  // A level from the environment reaches the edge there.
+  const level = values.source("log-level") === "--log-level" ? [`--log-level=${values.text("log-level")}`] : [];
+  const edgeArguments = [...given(EDGE_OPTIONS), ...level];
   const sidecarArguments = given(SIDECAR_OPTIONS, OWN_SIDECAR_ADDRESS);
   // Read here as they will be there: what is wrong with an option is said before anything is started.
   const edge = readEdgeConfig(edgeArguments, {

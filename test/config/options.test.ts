@@ -39,6 +39,14 @@ describe("OptionValues", () => {
     }
   });
 
+  test("names the variable that a wrong value came from", () => {
+    const port = (argv: string[]) => read(argv, { TEST_PORT: "x" }).integer("port", 0, 9);
+    expect(() => port([])).toThrow('TEST_PORT must be a number from 0 to 9, not "x"');
+    expect(() => port(["--port", "y"])).toThrow('--port must be a number from 0 to 9, not "y"');
+    expect(port(["--port", "1"])).toBe(1);
+    expect(() => read([], { TEST_PORT: "" }).integer("port", 0, 9)).toThrow("--port must be"); // the default
+  });
+
   test("refuses what it does not know or cannot use, and says so", () => {
     const cases: [() => unknown, string][] = [
       [() => read(["--prot", "1"]), "--help lists the options"],

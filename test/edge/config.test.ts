@@ -29,7 +29,7 @@ describe("readEdgeConfig", () => {
       [[], { KVASIR_SIDECAR_SECRET: "s" }, "--database-url or DATABASE_URL must name the PostgreSQL"],
       [["--database-url", "foo"], env, "--database-url or DATABASE_URL must be postgres://"],
       [["--port", "70000"], env, "--port must be a number from 0 to 65535"],
-      [["--sidecar", "http://x"], env, "--sidecar must be ws:// or wss:// URLs"],
+      [["--sidecar", "http://x"], env, "--sidecar or KVASIR_SIDECARS must be ws:// or wss:// URLs"],
       [["--prot", "1"], env, "--help lists the options"],
     ];
     for (const [argv, vars, message] of cases) {

@@ -26,6 +26,16 @@ describe("readLauncherConfig", () => {
     expect(config).toMatchObject({ dataDirectory: "/d", databaseUrl: null, sidecarUrls: null, secret: null });
   });
 
+  test("has its own level for the edge's log, unless one is given", () => {
+    const levels = (argv: string[], env: Record<string, string>) => {
+      const { edge, edgeArguments } = readLauncherConfig(argv, env)!;
+      return [edge.logLevel, edgeArguments];
+    };
+    expect(levels([], {})).toEqual(["warn", ["--log-level=warn"]]);
+    expect(levels([], { KVASIR_LOG_LEVEL: "debug" })).toEqual(["debug", []]);
+    expect(levels(["--log-level=error"], { KVASIR_LOG_LEVEL: "debug" })[0]).toBe("error");
+  });
+
   test("takes sidecars and a database that run elsewhere, and the secret from the environment", () => {
     const env = { DATABASE_URL: "postgres://db/x", KVASIR_SIDECAR_SECRET: "s", KVASIR_API_KEY: "k" };
     const config = readLauncherConfig(["--sidecar", "ws://a:1"], env)!;
@@ -39,7 +49,10 @@ describe("readLauncherConfig", () => {
       [["--port", "x"], {}, "--port must be a number"],
       [["--block-tokens", "12"], {}, '--block-tokens must be one of 8, 16, 32, 64, 128, 256, not "12"'],
       [["--block-tokens", "7"], {}, '--block-tokens must be one of 8, 16, 32, 64, 128, 256, not "7"'],
-      [["--sidecar", "http://a"], {}, "--sidecar must be ws://"],
+      [[], { KVASIR_PORT: "x" }, "KVASIR_PORT must be a number"],
+      [[], { KVASIR_LOG_LEVEL: "loud" }, "KVASIR_LOG_LEVEL must be one of debug,"],
+      [[], { KVASIR_BACKEND: "tpu" }, "KVASIR_BACKEND must be one of auto, cpu, cuda"],
+      [["--sidecar", "http://a"], {}, "--sidecar or KVASIR_SIDECARS must be ws://"],
       [[], { DATABASE_URL: "mysql://a" }, "DATABASE_URL must be postgres://"],
       [["--nope"], {}, "--help lists the options"],
     ];
