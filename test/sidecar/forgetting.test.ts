@@ -52,6 +52,23 @@ describe("a delete", () => {
     expect(parts.engine.forgotten).toEqual([["a1", "a2"], ["b1", "shared"]]);
   });
 
+  test("finds the blocks of a turn of which only the beginning was ever heard", async () => {
+    const parts = startServer();
+    const edge = await greeted(parts.server);
+    edge.send(submit(1, { conversation: "a" }), submit(2, { conversation: null }));
+    await parts.watch.until(() => parts.engine.requests.length === 2);
+    const [held, free] = parts.engine.requests;
+    expect([held!.isHeld, free!.isHeld]).toEqual([true, false]);
+    parts.server.applyEvents([{ type: "begun", request: held!.id, blockIds: ["p1", "p2"] }]);
+    const key = conversationKey(SALT, "a");
+    expect(parts.holdings.heldAlone(key).blocks.toSorted()).toEqual(["p1", "p2"]);
+    // One that was given up meanwhile is heard, too.
+    edge.send([FrameType.abort, 1]);
+    await parts.watch.until(() => parts.engine.aborts.length > 0);
+    parts.server.applyEvents([{ type: "begun", request: held!.id, blockIds: ["p1", "p2", "p3"] }]);
+    expect(parts.holdings.heldAlone(key).blocks.toSorted()).toEqual(["p1", "p2", "p3"]);
+  });
+
   test("of another account's conversation of the same name ends none of its turns, and waits for none", async () => {
     const parts = startServer();
     const edge = await greeted(parts.server);
