@@ -60,7 +60,8 @@ const seed = z.int().transform((value) => ((value % SEED_END) + SEED_END) % SEED
 const maxTokens = z
   .number()
   .min(1)
-  .refine(Number.isInteger, { error: "must be an integer" });
+  .refine(Number.isInteger, { error: "must be an integer" })
+  .openapi({ type: ["integer", "null"], minimum: 1 });
 
 const stopString = storableText.min(1).max(512);
 const stopStrings = z.array(stopString).max(16, { error: "at most 16 stop strings are supported" });

@@ -7,12 +7,42 @@ import { chatRequest } from "./chat-request.ts";
 import { conversationRequest, conversationUpdate } from "./conversations.ts";
 
 const json = (schema: z.ZodType) => ({ "application/json": { schema } });
-const failed = { description: "OpenAI's error object", content: json(schemas.errorResponse) };
+const error = (description: string) => ({ description, content: json(schemas.errorResponse) });
+const soon = (description: string) => ({
+  ...error(description),
+  headers: { "Retry-After": { description: "seconds", schema: { type: "integer" as const } } },
+});
+
+/** What each error's status says. */
+const ERRORS = {
+  400: error("The request cannot be served as it is"),
+  401: error("The API key is missing or wrong"),
+  403: error("A host or an origin that is not allowed"),
+  404: error("There is no such model, conversation or message"),
+  408: error("The body did not come in time"),
+  409: error("The conversation has another turn in progress, or the turn could not be stored"),
+  413: error("The body is too large"),
+  415: error("The body is compressed or no JSON"),
+  429: soon("Too much is in progress"),
+  500: error("A fault of the server"),
+  503: soon("The database or a sidecar is away, or the server is shutting down"),
+  504: error("The time for the answer was up"),
+};
+
+function errors(...statuses: (keyof typeof ERRORS)[]) {
+  const all = [...statuses, 401, 403, 500, 503] as const;
+  return Object.fromEntries(all.map((status) => [status, ERRORS[status]]));
+}
+
+const NO_KEY = { security: [] };
 const id = z.object({ id: z.string() });
 
 /** Adds every route to the document. */
 export function describeRoutes(app: OpenAPIHono): void {
   const { openAPIRegistry: registry } = app;
+  registry.registerComponent("securitySchemes", "key", {
+    type: "http", scheme: "bearer", description: "KVASIR_API_KEY, where the server has one",
+  });
   const answer = (description: string, schema: z.ZodType) => ({ description, content: json(schema) });
   registry.registerPath({
     method: "post",
@@ -27,7 +57,7 @@ export function describeRoutes(app: OpenAPIHono): void {
           "text/event-stream": { schema: z.string() },
         },
       },
-      default: failed,
+      ...errors(400, 404, 408, 409, 413, 415, 429, 504),
     },
   });
   registry.registerPath({
@@ -35,7 +65,9 @@ export function describeRoutes(app: OpenAPIHono): void {
     path: "/v1/conversations",
     summary: "Begin a conversation",
     request: { body: { content: json(conversationRequest) } },
-    responses: { 200: answer("The conversation", schemas.conversation), default: failed },
+    responses: {
+      200: answer("The conversation", schemas.conversation), ...errors(400, 404, 408, 413, 415),
+    },
   });
   registry.registerPath({
     method: "get",
@@ -44,14 +76,14 @@ export function describeRoutes(app: OpenAPIHono): void {
     request: {
       query: z.object({ after: z.string().optional(), limit: z.coerce.number().optional() }),
     },
-    responses: { 200: answer("One page", schemas.conversationList), default: failed },
+    responses: { 200: answer("One page", schemas.conversationList), ...errors(400, 404) },
   });
   const one = { path: "/v1/conversations/{id}", request: { params: id } };
   registry.registerPath({
     ...one,
     method: "get",
     summary: "A conversation with the messages of its current branch",
-    responses: { 200: answer("The conversation", schemas.conversationWithMessages), default: failed },
+    responses: { 200: answer("The conversation", schemas.conversationWithMessages), ...errors(404) },
   });
   for (const method of ["post", "patch"] as const) {
     registry.registerPath({
@@ -59,43 +91,50 @@ export function describeRoutes(app: OpenAPIHono): void {
       method,
       summary: "Replace the metadata of a conversation",
       request: { ...one.request, body: { required: true, content: json(conversationUpdate) } },
-      responses: { 200: answer("The conversation", schemas.conversation), default: failed },
+      responses: {
+        200: answer("The conversation", schemas.conversation), ...errors(400, 404, 408, 413, 415),
+      },
     });
   }
   registry.registerPath({
     ...one,
     method: "delete",
     summary: "Delete a conversation, its messages and its cache",
-    responses: { 200: answer("Deleted", schemas.conversationDeleted), default: failed },
+    responses: { 200: answer("Deleted", schemas.conversationDeleted), ...errors(404) },
   });
   registry.registerPath({
     method: "get",
     path: "/v1/models",
     summary: "The models that are served",
-    responses: { 200: answer("The models", schemas.modelList), default: failed },
+    responses: { 200: answer("The models", schemas.modelList), ...errors() },
   });
   registry.registerPath({
     method: "get",
     path: "/v1/models/{id}",
     summary: "One model",
     request: { params: id },
-    responses: { 200: answer("The model", schemas.model), default: failed },
+    responses: { 200: answer("The model", schemas.model), ...errors(404) },
   });
   registry.registerPath({
     method: "get",
     path: "/metrics",
     summary: "Counters and histograms, for Prometheus",
-    responses: { 200: { description: "Exposition format 0.0.4", content: { "text/plain": { schema: z.string() } } } },
+    responses: {
+      200: { description: "Exposition format 0.0.4", content: { "text/plain": { schema: z.string() } } },
+      ...errors(),
+    },
   });
   registry.registerPath({
     method: "get",
     path: "/healthz",
+    ...NO_KEY,
     summary: "The process is alive",
     responses: { 200: answer("Alive", schemas.health) },
   });
   registry.registerPath({
     method: "get",
     path: "/readyz",
+    ...NO_KEY,
     summary: "The database and a sidecar answer",
     responses: {
       200: answer("Ready", schemas.readiness),
@@ -111,4 +150,5 @@ export const OPENAPI_INFO = {
     version: "0.1.0",
     description: "An OpenAI-compatible chat API that keeps the KV cache of every conversation.",
   },
+  security: [{}, { key: [] }] as Record<string, string[]>[],
 };

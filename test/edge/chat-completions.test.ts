@@ -417,4 +417,20 @@ describe("models, health and the API description", () => {
       .map((route) => route.path.replace(/:id(\{.*\})?/, "{id}"));
     expect(Object.keys(doc.paths).toSorted()).toEqual([...new Set(routes)].toSorted());
   });
+
+  test("describe the key, what errors there are, and when to come back", async () => {
+    const doc = await (await edge.request("/openapi.json")).json();
+    expect(doc).toMatchObject({
+      security: [{}, { key: [] }],
+      components: { securitySchemes: { key: { type: "http", scheme: "bearer" } } },
+      paths: {
+        "/v1/chat/completions": { post: { responses: { 429: { headers: { "Retry-After": {} } }, 504: {} } } },
+        "/v1/models": { get: { responses: { 401: {} } } },
+        "/healthz": { get: { security: [] } },
+      },
+    });
+    const { properties } = (doc as { components: { schemas: Record<string, { properties: object }> } }).components
+      .schemas["CreateChatCompletionRequest"]!;
+    expect(properties).toMatchObject({ max_tokens: { type: ["integer", "null"], minimum: 1 } });
+  });
 });
