@@ -4,7 +4,7 @@
 
 import process from "node:process";
 
-const SIGNALS = ["SIGINT", "SIGTERM", "SIGHUP"] as const;
+const SIGNALS = ["SIGINT", "SIGTERM"] as const;
 const PAUSE_MS = 1000;
 /** What a shell reports of a program that Ctrl-C has ended. */
 const EXIT_CODE_CUT = 130;
@@ -16,8 +16,11 @@ export interface StopSignal {
   readonly atOnce: AbortSignal;
 }
 
-/** hasParentPipe: the end of standard input is a signal, too: whoever started this process is gone. */
-export function listenForStop(hasParentPipe: boolean): StopSignal {
+/**
+ * hasParentPipe: the end of standard input is a signal, too: whoever started this process is gone. `others`: further
+ * signals; SIGHUP is none by itself, or `nohup` would protect nobody.
+ */
+export function listenForStop(hasParentPipe: boolean, others: readonly "SIGHUP"[] = []): StopSignal {
   const orderly = new AbortController();
   const atOnce = new AbortController();
   let firstAt = 0;
@@ -29,7 +32,7 @@ export function listenForStop(hasParentPipe: boolean): StopSignal {
       atOnce.abort();
     }
   };
-  for (const signal of SIGNALS) process.on(signal, onSignal);
+  for (const signal of [...SIGNALS, ...others]) process.on(signal, onSignal);
   if (hasParentPipe) {
     process.stdin.once("end", () => orderly.abort());
     process.stdin.resume();

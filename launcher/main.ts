@@ -22,7 +22,7 @@ async function main(): Promise<void> {
     console.log(launcherHelp());
     return;
   }
-  const stop = listenForStop(process.env["KVASIR_PARENT_PIPE"] === "1");
+  const stop = listenForStop(process.env["KVASIR_PARENT_PIPE"] === "1", ["SIGHUP"]);
   await launch(config, { stop, say: (message) => console.log(message) });
 }
 

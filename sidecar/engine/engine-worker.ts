@@ -28,8 +28,8 @@ const WAIT_US = 20_000;
 const IDLE_TURN_MS = 250;
 
 const inbox: ToEngine[] = [];
-/** Answers that wait until the disk has forgotten, too. */
-const forgotten: FromEngine[] = [];
+/** Answers that wait until the disk has forgotten, too, each with what had been deleted by then. */
+const forgotten: { readonly message: FromEngine; readonly deletions: number }[] = [];
 let wakeInbox: (() => void) | null = null;
 
 self.onmessage = (message: MessageEvent<EngineWorkerOptions>) => {
@@ -197,9 +197,12 @@ function applyInbox(engine: Engine): number | null {
           stats: { ...engine.stats(), ...cacheStats(engine.cache) },
         });
         break;
-      case "forget":
-        forgotten.push({ type: "forgotten", nonce: message.nonce, blocks: engine.forget(message.blockIds) });
+      case "forget": {
+        const blocks = engine.forget(message.blockIds);
+        const answer = { type: "forgotten", nonce: message.nonce, blocks } as const;
+        forgotten.push({ message: answer, deletions: engine.cache.deletions });
         break;
+      }
       case "stop":
         return message.deadlineMs;
     }
@@ -209,8 +212,7 @@ function applyInbox(engine: Engine): number | null {
 
 /** What was deleted is gone for good when nothing of it is left on disk. */
 function answerForgets(engine: Engine): void {
-  if (engine.cache.isErasing) return;
-  for (const message of forgotten.splice(0)) post(message);
+  while (forgotten.length > 0 && engine.cache.isErased(forgotten[0]!.deletions)) post(forgotten.shift()!.message);
 }
 
 /** Resolves when a message has come, or after so many ms. */

@@ -3,6 +3,7 @@
 
 import type { BlockMoves } from "./block-moves.ts";
 import { ABSENT, type CachedBlock, isHostReady } from "./cached-block.ts";
+import type { DiskTier } from "./disk-tier.ts";
 import type { HostTier } from "./host-tier.ts";
 import { blocksToDemote, prefetchBudget, type Watermarks } from "./policy.ts";
 import type { Residency } from "./residency.ts";
@@ -50,8 +51,13 @@ export class Background {
     const { disk, host } = this.residency.tiers;
     const writes = this.options.admission !== "eviction" && this.residency.dirty.wantedCount > 0;
     const checks = host !== null && (host.hasUnsealed || host.nextUnverified() !== null);
-    const isDiskWanted = writes || disk?.hasUnerased === true;
-    return this.#isActive || (this.#isDiskOn(nowMs) && isDiskWanted) || checks || this.residency.policy.hasMortals;
+    const { hasMortals } = this.residency.policy;
+    return this.#isActive || (this.#isDiskOn(nowMs) && writes) || checks || hasMortals || this.#isDiskAwaited(disk);
+  }
+
+  /** What failed is tried again after a while, and what was given up may end. */
+  #isDiskAwaited(disk: DiskTier | null): boolean {
+    return disk !== null && (disk.hasAbandoned || (disk.hasUnerased && !disk.isGivenUp));
   }
 
   turn(nowMs: number): void {

@@ -37,9 +37,9 @@ export class DiskTier {
   readonly #writes = new Map<BlockNumber, Move>();
   /** Slots that failed to give back what was written. */
   readonly #retired = new Set<BlockNumber>();
-  readonly #erasing = new Set<BlockNumber>();
-  /** Of blocks that were deleted while something moves: they are erased when that has ended. */
-  readonly #condemned = new Set<BlockNumber>();
+  /** Slots that are being erased, or will be when what moves there has ended; and since which deletion of all. */
+  readonly #condemned = new Map<BlockNumber, number>();
+  #deletions = 0;
   /** Erases that failed: they are tried again, because what they leave could be believed by the next start. */
   readonly #unerased = new Set<BlockNumber>();
   #eraseAgainAtMs = 0;
@@ -89,9 +89,25 @@ export class DiskTier {
     this.store.read(move.diskSlot, address, nowMs);
   }
 
-  /** What was deleted is being emptied, or will be, and nothing of that has failed yet. */
-  get isErasing(): boolean {
-    return this.#erasing.size + this.#condemned.size > 0;
+  /** Stands for all that was deleted so far, see isErased(). */
+  get deletions(): number {
+    return this.#deletions;
+  }
+
+  /** All of the first `deletions` are off the medium, or that has failed (it is tried again). */
+  isErased(deletions: number): boolean {
+    for (const each of this.#condemned.values()) if (each <= deletions) return false;
+    return true;
+  }
+
+  /** Operations that were given up may still end, and then there is something to do. */
+  get hasAbandoned(): boolean {
+    return this.#abandoned > 0;
+  }
+
+  /** Off until the next start. */
+  get isGivenUp(): boolean {
+    return this.#isGivenUp;
   }
 
   /** Some could not be emptied: that will be tried again. */
@@ -101,8 +117,7 @@ export class DiskTier {
 
   /** Empties a slot that nobody owns and the caller has in use; it is free once that is on the medium. */
   erase(slot: BlockNumber, nowMs: number): void {
-    this.#condemned.delete(slot);
-    this.#erasing.add(slot);
+    this.condemn(slot);
     this.store.erase(slot, nowMs);
   }
 
@@ -114,7 +129,7 @@ export class DiskTier {
 
   /** The slot's block is gone, and who moves it will erase the slot. */
   condemn(slot: BlockNumber): void {
-    this.#condemned.add(slot);
+    if (!this.#condemned.has(slot)) this.#condemned.set(slot, ++this.#deletions);
   }
 
   poll(nowMs: number): EndedMove[] {
@@ -140,7 +155,7 @@ export class DiskTier {
   }
 
   #endErase(slot: BlockNumber, outcome: DiskOutcome, nowMs: number): void {
-    this.#erasing.delete(slot);
+    this.#condemned.delete(slot);
     if (outcome === "ok") {
       if (!this.#retired.has(slot)) this.pool.release(slot);
       return;

@@ -247,17 +247,25 @@ export class KvCache {
   ): Record<"gpu" | "host" | "disk", number> {
     const counts = { gpu: 0, host: 0, disk: 0 };
     const { index } = this.residency;
-    const left = ids.map((id) => index.get(id)).filter((block) => block !== null);
-    for (let block = left.pop(); block !== undefined; block = left.pop()) {
-      left.push(...index.children(block.id));
+    const left = [...ids];
+    for (let id = left.pop(); id !== undefined; id = left.pop()) {
+      // Of a block that was lost, too: what continues it may still be here.
+      for (const child of index.children(id)) left.push(child.id);
+      const block = index.get(id);
+      if (block === null) continue;
       for (const tier of this.residency.drop(block, reason, nowMs)) counts[tier]++;
     }
     return counts;
   }
 
-  /** What was deleted is still on its way off the disk. */
-  get isErasing(): boolean {
-    return this.residency.tiers.disk?.isErasing === true;
+  /** Stands for all that was deleted so far, see isErased(). */
+  get deletions(): number {
+    return this.residency.tiers.disk?.deletions ?? 0;
+  }
+
+  /** All of the first `deletions` are off the disk, too. */
+  isErased(deletions: number): boolean {
+    return this.residency.tiers.disk?.isErased(deletions) ?? true;
   }
 
   /** Learns what has moved, and does what is due. */

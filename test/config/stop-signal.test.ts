@@ -7,11 +7,11 @@ import { listenForStop } from "../../config/stop-signal.ts";
 const SIGNALS = ["SIGINT", "SIGTERM", "SIGHUP"] as const;
 let before: ReadonlySet<unknown>;
 let nowMs = 0;
-const clock = spyOn(performance, "now");
+let clock: ReturnType<typeof spyOn>;
 
 beforeEach(() => {
   before = new Set(SIGNALS.flatMap((signal) => process.listeners(signal)));
-  clock.mockImplementation(() => nowMs);
+  clock = spyOn(performance, "now").mockImplementation(() => nowMs);
 });
 
 afterEach(() => {
@@ -19,6 +19,15 @@ afterEach(() => {
   for (const signal of SIGNALS) {
     for (const listener of process.listeners(signal)) if (!before.has(listener)) process.off(signal, listener);
   }
+});
+
+test("a hang-up is none for a program that `nohup` may protect", () => {
+  const count = process.listenerCount("SIGHUP");
+  listenForStop(false);
+  expect(process.listenerCount("SIGHUP")).toBe(count);
+  const { orderly } = listenForStop(false, ["SIGHUP"]);
+  process.emit("SIGHUP");
+  expect(orderly.aborted).toBe(true);
 });
 
 test("a signal counts once however often it comes within a moment, and again after a pause", () => {

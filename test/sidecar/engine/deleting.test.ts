@@ -28,7 +28,8 @@ function survivors(harness: EngineHarness, ids: readonly string[]): number {
 
 function forget(harness: EngineHarness, ids: readonly string[]): void {
   harness.engine.forget(ids);
-  for (let turns = 0; harness.cache.isErasing; turns++) {
+  const { deletions } = harness.cache;
+  for (let turns = 0; !harness.cache.isErased(deletions); turns++) {
     expect(turns, "erases end").toBeLessThan(1000);
     harness.turn();
   }
@@ -50,6 +51,17 @@ test("with the blocks of a prompt goes all that continues them, so that little m
   harness.runToEnd();
   expect(blockCount(harness)).toBeGreaterThan(7);
   expect(harness.announced.length).toBe(5);
+  harness.engine.forget(harness.announced);
+  expect(blockCount(harness)).toBe(0);
+});
+
+test("also where a block between them is lost", () => {
+  const harness = new EngineHarness();
+  harness.submit(prompt(40), { maxTokens: 30, sampling: ENDLESS, isHeld: true });
+  harness.runToEnd();
+  const { residency } = harness.cache;
+  const last = [...residency.index.blocks()].find(({ id }) => id === harness.announced.at(-1))!;
+  residency.drop(last, "corrupt", harness.nowMs);
   harness.engine.forget(harness.announced);
   expect(blockCount(harness)).toBe(0);
 });
@@ -94,9 +106,41 @@ test("nor those that were being written when they were deleted", () => {
   const disk = harness.cache.residency.tiers.disk!;
   while (disk.writingCount === 0) harness.turn();
   harness.engine.forget(blockIds);
-  expect(harness.cache.isErasing).toBe(true);
+  expect(harness.cache.isErased(harness.cache.deletions)).toBe(false);
   forget(harness, blockIds);
   expect(survivors(harness, blockIds)).toBe(0);
+});
+
+test("what others delete meanwhile holds up nobody's answer", () => {
+  const harness = crowded({ hostSlots: 100, diskSlots: 200 });
+  const [first, ...others] = Array.from({ length: 30 }, (_, seed) => ask(harness, prompt(16, seed)).blockIds);
+  harness.settle(10 * IDLE_MS);
+  harness.engine.forget(first!);
+  const { deletions } = harness.cache;
+  for (const ids of others) {
+    harness.engine.forget(ids);
+    if (harness.cache.isErased(deletions)) break;
+    harness.turn();
+  }
+  expect(harness.cache.isErased(deletions)).toBe(true);
+  expect(harness.cache.isErased(harness.cache.deletions)).toBe(false);
+});
+
+test("an engine at rest goes on looking at operations that were given up", () => {
+  const harness = crowded({ hostSlots: 32 });
+  ask(harness, prompt(40));
+  harness.disk!.faults = { ...NO_FAULTS, hang: 1 };
+  const disk = harness.cache.residency.tiers.disk!;
+  while (!disk.hasAbandoned) {
+    harness.nowMs += 10;
+    harness.turn();
+  }
+  harness.disk!.faults = NO_FAULTS;
+  expect(harness.engine.hasBackgroundWork).toBe(true);
+  harness.disk!.release();
+  for (let turns = 0; turns < 1000 && harness.engine.hasBackgroundWork; turns++) harness.turn();
+  expect<boolean>(disk.hasAbandoned).toBe(false);
+  expect(harness.engine.hasBackgroundWork).toBe(false);
 });
 
 test("a block that could not be read is deleted like any other", () => {
@@ -130,6 +174,8 @@ test("an erase that failed is tried again, and its slot is used again", () => {
   forget(harness, blockIds);
   expect(disk.hasUnerased).toBe(true);
   harness.disk!.faults = NO_FAULTS;
+  // The disk is left alone by then, but the engine's loop must not fall asleep for good.
+  expect(harness.engine.hasBackgroundWork).toBe(true);
   harness.nowMs += PAUSE_MS;
   expect(harness.engine.hasBackgroundWork).toBe(true);
   harness.turn();
