@@ -24,17 +24,18 @@ export function listenForStop(hasParentPipe: boolean, others: readonly "SIGHUP"[
   const orderly = new AbortController();
   const atOnce = new AbortController();
   let firstAt = 0;
+  const begin = () => {
+    if (orderly.signal.aborted) return;
+    firstAt = performance.now();
+    orderly.abort();
+  };
   const onSignal = () => {
-    if (!orderly.signal.aborted) {
-      firstAt = performance.now();
-      orderly.abort();
-    } else if (performance.now() - firstAt > PAUSE_MS) {
-      atOnce.abort();
-    }
+    if (!orderly.signal.aborted) begin();
+    else if (performance.now() - firstAt > PAUSE_MS) atOnce.abort();
   };
   for (const signal of [...SIGNALS, ...others]) process.on(signal, onSignal);
   if (hasParentPipe) {
-    process.stdin.once("end", () => orderly.abort());
+    process.stdin.once("end", begin); // a signal may follow in a moment: the same wish
     process.stdin.resume();
     process.stdin.unref?.();
   }

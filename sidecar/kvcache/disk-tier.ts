@@ -144,6 +144,7 @@ export class DiskTier {
       this.#endErase(slot, outcome, nowMs);
       return null;
     }
+    // It may never end: whoever deleted the block must not wait for that. If it ends, the slot is erased all the same.
     if (outcome === "timeout") this.#condemned.delete(slot);
     const moves = kind === "write" ? this.#writes : this.#reads;
     const move = moves.get(slot)!;

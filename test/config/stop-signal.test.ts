@@ -30,6 +30,16 @@ test("a hang-up is none for a program that `nohup` may protect", () => {
   expect(orderly.aborted).toBe(true);
 });
 
+test("who started it is gone, and a signal follows: that is one wish", () => {
+  nowMs = 50_000;
+  const { orderly, atOnce } = listenForStop(true);
+  process.stdin.emit("end");
+  expect(orderly.aborted).toBe(true);
+  nowMs++;
+  process.emit("SIGTERM");
+  expect(atOnce.aborted).toBe(false);
+});
+
 test("a signal counts once however often it comes within a moment, and again after a pause", () => {
   const { orderly, atOnce } = listenForStop(false);
   expect(orderly.aborted).toBe(false);

@@ -12,7 +12,8 @@ struct CopyChoice {
 };
 
 /** Times the copy engine and the kernel on scattered slices of this size (a layer of a block), in scratch memory of its
- * own: some 10 ms. Where there is no room to try, the copy engine. Throws Failure. */
+ * own: ten copies of 16 MiB at most, each way and by either. Where there is no room to try, the copy engine. Throws
+ * Failure. */
 CopyChoice fastest_copies(uint64_t slice_bytes, cudaStream_t stream);
 
 const char* name_of(CopyMethod method);

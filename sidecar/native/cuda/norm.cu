@@ -1,5 +1,5 @@
-// kvs_rms_norm and kvs_layer_norm: one block a row, or every n-th row. A row is read once, 16 bytes a thread, and kept
-// in registers, as are the weights where there is room; rows of odd sizes or addresses go element by element.
+// kvs_rms_norm and kvs_layer_norm: one block a row, or every n-th row. A row is read once, eight values a thread, and
+// kept in registers, as are the weights where there is room; rows of odd sizes or addresses go element by element.
 
 #include <algorithm>
 
