@@ -195,7 +195,7 @@ void check_program(Context& context, Side& cuda, Side& cpu, const Program& progr
   bool is_steady = true;
   for (const Values& values : chained) is_steady = is_steady && values == chained[0];
   context.report.that(chain + ": bits of every run", of_case, is_steady);
-  // Prompts have no gates inside FP8 products; what is different is where x is quantised.
+  // Prompts have no gates inside FP8 products: launched together or one by one, they are the same kernels.
   if (is_fp8 && rows > 64) context.report.that(chain + ": bits of one by one", of_case, chained[0] == one_by_one);
   const Values reference = is_fp8 ? Values{} : run.on(cpu, KVS_F32, false, 1)[0];
   for (size_t b = 0; b < program.buffers.size(); ++b) {
